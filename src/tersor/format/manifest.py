@@ -1,0 +1,79 @@
+"""The manifest: what the tensors of a shard were before they were compressed.
+
+It lives in the shard's own `__metadata__`, under one key, so that a shard describes itself
+and everything can be learnt from headers alone (`plan` and `inspect` never read data).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tersor.format.constants import CODEC_HUFFMAN, CODEC_RAW, FORMAT_VERSION, MANIFEST_KEY
+from tersor.format.dtypes import BITS, RAW_BYTES
+from tersor.format.errors import BadManifest, UnknownCodec, UnknownDtype, UnknownVersion
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor as it was: codec now, dtype (safetensors' spelling), shape and SHA-256 of its bytes."""
+
+    codec: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+
+
+def dump_manifest(entries: Mapping[str, TensorEntry]) -> str:
+    """The value of the metadata key "tersor": compact JSON, names sorted."""
+    tensors = {
+        name: {"codec": e.codec, "dtype": e.dtype, "shape": list(e.shape), "sha256": e.sha256}
+        for name, e in sorted(entries.items())
+    }
+    return json.dumps({"version": FORMAT_VERSION, "tensors": tensors}, separators=(",", ":"))
+
+
+def parse_manifest(metadata: Mapping[str, str], where: str = "checkpoint") -> dict[str, TensorEntry]:
+    """The manifest in a shard's `__metadata__`; `where` names the file in errors."""
+    text = metadata.get(MANIFEST_KEY)
+    if text is None:
+        raise BadManifest(
+            f"{where}: no {MANIFEST_KEY!r} key in the safetensors metadata. The file was not written by tersor, "
+            f"or a tool that drops metadata rewrote it; compress the original model again"
+        )
+    try:
+        document = json.loads(text)
+    except ValueError as error:
+        raise BadManifest(f"{where}: the manifest is not JSON ({error}); the file is damaged") from error
+    if not isinstance(document, dict) or not isinstance(document.get("version"), int):
+        raise BadManifest(f"{where}: the manifest has no version; the file is damaged")
+    if document["version"] != FORMAT_VERSION:
+        raise UnknownVersion(
+            f"{where}: format version {document['version']}, and this tersor reads version {FORMAT_VERSION}; "
+            f"install a newer tersor"
+        )
+    tensors = document.get("tensors")
+    if not isinstance(tensors, dict):
+        raise BadManifest(f"{where}: the manifest lists no tensors; the file is damaged")
+    return {name: _parse_entry(name, entry, where) for name, entry in tensors.items()}
+
+
+def _parse_entry(name: str, entry: object, where: str) -> TensorEntry:
+    if not isinstance(entry, dict) or set(entry) != {"codec", "dtype", "shape", "sha256"}:
+        raise BadManifest(f"{where}: tensor {name!r}: its manifest entry must be codec, dtype, shape and sha256")
+    codec, dtype, shape, sha256 = entry["codec"], entry["dtype"], entry["shape"], entry["sha256"]
+    if not isinstance(codec, str) or not isinstance(dtype, str):
+        raise BadManifest(f"{where}: tensor {name!r}: codec and dtype must be strings")
+    if codec not in (CODEC_RAW, CODEC_HUFFMAN):
+        raise UnknownCodec(f"{where}: tensor {name!r}: codec {codec!r} is unknown; is the checkpoint newer than tersor?")
+    if dtype not in BITS or (codec == CODEC_HUFFMAN and dtype not in RAW_BYTES):
+        raise UnknownDtype(f"{where}: tensor {name!r}: codec {codec!r} cannot hold dtype {dtype!r}")
+    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+        raise BadManifest(f"{where}: tensor {name!r}: shape {shape!r} is not a list of sizes")
+    if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        raise BadManifest(f"{where}: tensor {name!r}: sha256 is not 64 hexadecimal digits")
+    return TensorEntry(codec, dtype, tuple(shape), sha256)
