@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 from tersor.codec.packed import Packed
 
-if find_spec("numba") is not None and find_spec("tersor.codec.fast") is not None:
+if find_spec("numba") is not None:
     from tersor.codec.fast import check_canonical, decode, decode_rows, encode, histogram
 
     BACKEND = "numba"

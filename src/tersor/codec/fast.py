@@ -1,0 +1,153 @@
+"""The huffman codec compiled by numba, on all cores: same functions, same bytes as the reference.
+
+Work is cut into runs of consecutive tiles and given to a thread pool; the compiled code holds
+no lock (`nogil`). numba's own `parallel=True` was rejected: its default thread pool may not be
+entered by two Python threads at once, and the compress pipeline does just that.
+
+Bounds: compiled code reads and writes without checks, so everything it touches is proven first.
+Offsets are checked to grow and to end at the buffer's end (`check_offsets`); each tile's parts
+are checked to fill its extent before its streams are read (`decode_tiles` returns the first
+tile that lies); a stream read past its end is clamped to the buffer, whose last 16 bytes are
+spare; an output is allocated here.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tersor.codec.elements import KINDS
+from tersor.codec.huffman import check_book, code_lengths
+from tersor.codec.packed import Packed, check_offsets
+from tersor.codec.streams import encode_table, multi_table
+from tersor.codec.threads import each, threads
+from tersor.codec.tiles import count_symbols, decode_row, decode_tiles, encode_tiles
+from tersor.format.constants import ALIGN, MAX_CODE_BITS, STREAM, SYMBOLS, TAIL, TILE_COLS, TILE_ROWS
+from tersor.format.dtypes import RAW_BYTES, itemsize
+from tersor.format.errors import BadTile, NotCanonical, UnknownDtype
+from tersor.format.layout import Grid, aligned
+
+U8 = NDArray[np.uint8]
+
+_RUN = 256  # tiles in one piece of work: a million elements, a few milliseconds
+_WAVE = 4  # pieces per thread between two barriers of the encoder; bounds its scratch memory
+_TILE_STREAMS = TILE_ROWS * TILE_COLS // STREAM
+
+
+def histogram(data: U8, dtype: str) -> NDArray[np.int64]:
+    """How often each symbol (256,) occurs in the elements whose bytes are `data`."""
+    kind, elements = _kind(dtype), data.size // itemsize(dtype)
+    piece = _RUN * TILE_ROWS * TILE_COLS
+
+    def count(i: int) -> NDArray[np.int64]:
+        counts: NDArray[np.int64] = count_symbols(kind, data, i * piece, min((i + 1) * piece, elements))
+        return counts
+
+    return np.sum(each(count, range(-(-elements // piece))), axis=0, dtype=np.int64)
+
+
+def encode(data: U8, dtype: str, shape: tuple[int, ...], book: U8 | None = None) -> Packed:
+    """Compress the tensor of this dtype and shape whose bytes are `data` (1-D uint8), row-major.
+
+    `book` gives the code lengths to use; without it the optimal ones are made.
+    """
+    kind, raw, grid = _kind(dtype), RAW_BYTES[dtype], Grid.of(shape)
+    counts = histogram(data, dtype)
+    if book is None:
+        book = code_lengths(counts)
+    check_book(book)
+    if counts[book == 0].any():
+        raise ValueError("the book has no code for a symbol of the data")
+    table = encode_table(book)
+    units = np.zeros(grid.tiles, np.uint32)
+    tiles = np.empty(_size_bound(counts, book, grid, raw), np.uint8)
+    room = aligned(raw * TILE_ROWS * TILE_COLS) + aligned(_TILE_STREAMS * (1 + STREAM * MAX_CODE_BITS // 8)) + 8
+    runs = -(-grid.tiles // _RUN)
+
+    def encode_run(i: int) -> U8:
+        first, stop = i * _RUN, min((i + 1) * _RUN, grid.tiles)
+        out = np.empty((stop - first) * room, np.uint8)
+        used = encode_tiles(kind, raw, data, grid.rows, grid.cols, first, stop, table, out, units[first:stop])
+        return out[:used]
+
+    end = 0
+    wave = _WAVE * threads()
+    for start in range(0, runs, wave):
+        pieces = each(encode_run, range(start, min(start + wave, runs)))
+        places = np.cumsum([end] + [p.size for p in pieces])
+
+        def place(i: int, pieces: list[U8] = pieces, places: NDArray[np.int64] = places) -> None:
+            tiles[places[i] : places[i + 1]] = pieces[i]
+
+        each(place, range(len(pieces)))
+        end = int(places[-1])
+    tiles[end : end + TAIL] = 0
+    offsets = np.zeros(grid.tiles + 1, np.uint32)
+    np.cumsum(units, out=offsets[1:])
+    return Packed(dtype, tuple(shape), book, offsets, tiles[: end + TAIL])
+
+
+def decode(packed: Packed, where: str = "tensor") -> U8:
+    """The original bytes (1-D uint8); raises a FormatError where the stored form breaks a rule."""
+    check_offsets(packed, where)
+    check_book(packed.book, where)
+    kind, raw, grid = _kind(packed.dtype), RAW_BYTES[packed.dtype], packed.grid
+    table, meta = multi_table(packed.book)
+    out = np.empty(packed.original_nbytes, np.uint8)
+
+    def decode_run(i: int) -> int:
+        first, stop = i * _RUN, min((i + 1) * _RUN, grid.tiles)
+        bad: int = decode_tiles(
+            kind, raw, packed.tiles, packed.offsets, grid.rows, grid.cols, first, stop, table, meta, out
+        )
+        return bad
+
+    _refuse_bad(each(decode_run, range(-(-grid.tiles // _RUN))), where)
+    return out
+
+
+def decode_rows(packed: Packed, rows: NDArray[np.int64], where: str = "tensor") -> U8:
+    """The bytes (n, columns * itemsize) of these rows (n,) of the matrix; only their streams are decoded."""
+    check_offsets(packed, where)
+    check_book(packed.book, where)
+    kind, raw, grid = _kind(packed.dtype), RAW_BYTES[packed.dtype], packed.grid
+    if rows.size and not (0 <= rows.min() and rows.max() < grid.rows):
+        raise IndexError(f"{where}: rows must lie in 0..{grid.rows - 1}")
+    table, meta = multi_table(packed.book)
+    out = np.empty((rows.size, grid.cols * itemsize(packed.dtype)), np.uint8)
+    flat = out.reshape(-1)
+
+    def decode_one(i: int) -> int:
+        bad: int = decode_row(
+            kind, raw, packed.tiles, packed.offsets, grid.rows, grid.cols, int(rows[i]), table, meta, flat, i
+        )
+        return bad
+
+    _refuse_bad(each(decode_one, range(rows.size)), where)
+    return out
+
+
+def check_canonical(packed: Packed, data: U8, where: str = "tensor") -> None:
+    """Raise NotCanonical unless encoding `data` with the stored book gives exactly the stored bytes."""
+    again = encode(data, packed.dtype, packed.shape, packed.book)
+    if not (np.array_equal(again.offsets, packed.offsets) and np.array_equal(again.tiles, packed.tiles)):
+        raise NotCanonical(f"{where}: the stored bytes are not the ones an encoder writes; the data is damaged")
+
+
+def _kind(dtype: str) -> int:
+    if dtype not in KINDS:
+        raise UnknownDtype(f"codec 'huffman' cannot hold dtype {dtype!r}; it holds {', '.join(KINDS)}")
+    return KINDS[dtype]
+
+
+def _refuse_bad(results: list[int], where: str) -> None:
+    bad = [tile for tile in results if tile >= 0]
+    if bad:
+        raise BadTile(f"{where}: the stream lengths of tile {min(bad)} do not fill its extent; it is damaged")
+
+
+def _size_bound(counts: NDArray[np.int64], book: U8, grid: Grid, raw: int) -> int:
+    """At least as many bytes as the tiles will take: all code bits, and every padding at its largest."""
+    bits = int((counts * book).sum())
+    streams = grid.rows * -(-grid.cols // STREAM)
+    return bits // 8 + 2 * streams + raw * grid.rows * grid.cols + 3 * ALIGN * grid.tiles + TAIL
