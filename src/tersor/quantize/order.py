@@ -1,0 +1,57 @@
+"""In which order columns are quantised, and how a result is laid out afterwards.
+
+Error feedback lets later columns repair earlier ones, so the columns that matter most go first:
+*act-order*, by falling diagonal of the Hessian. Groups then hold columns that were not neighbours,
+and whoever multiplies has to gather its input in the same order. Ordering whole *groups* instead
+keeps neighbours together: the result goes back to its original places and nothing needs to know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from tersor.quantize.dequantize import inverse
+from tersor.quantize.quantized import Quantized
+from tersor.quantize.settings import Settings
+
+
+def column_order(diagonal: npt.NDArray[np.float64], settings: Settings) -> npt.NDArray[np.int32]:
+    """The order of quantisation; `diagonal` is that of the Hessian, (C,). Ties keep their order."""
+    columns = len(diagonal)
+    if settings.act_order == "none":
+        return np.arange(columns, dtype=np.int32)
+    if settings.act_order == "columns":
+        return np.argsort(-diagonal, kind="stable").astype(np.int32)
+    group = settings.group_size(columns)
+    whole = columns // group  # a cut-off last group stays last
+    heavy = np.argsort(-diagonal[: whole * group].reshape(whole, group).sum(axis=1), kind="stable")
+    places = (heavy[:, None] * group + np.arange(group)).reshape(-1)
+    return np.concatenate([places, np.arange(whole * group, columns)]).astype(np.int32)
+
+
+def settle(q: Quantized, order: npt.NDArray[np.int32]) -> Quantized:
+    """Finish a result whose columns are in `order`: record it, or undo it where groups allow that."""
+    columns = q.shape[1]
+    settings = q.settings
+    if np.array_equal(order, np.arange(columns)):
+        return q
+    if settings.act_order == "columns":
+        return replace(q, order=order)
+    undo = inverse(order)
+    group = settings.group_size(columns)
+    groups = undo[::group] // group
+    row, column = np.divmod(q.outlier_index, columns)
+    index = row * columns + order.astype(np.int64)[column]
+    rising = np.argsort(index, kind="stable")
+    return replace(
+        q,
+        codes=np.ascontiguousarray(q.codes[:, undo]),
+        scale_codes=np.ascontiguousarray(q.scale_codes[:, groups]),
+        zero_codes=np.ascontiguousarray(q.zero_codes[:, groups]),
+        stats=np.ascontiguousarray(q.stats[:, groups]),
+        outlier_index=index[rising],
+        outlier_value=q.outlier_value[rising],
+    )
