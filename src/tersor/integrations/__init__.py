@@ -1,1 +1,1 @@
-
+"""One thin adapter per framework, each importable alone."""
