@@ -1,7 +1,7 @@
 """bytes <-> values: the huffman codec, by numba where it is installed, else by NumPy.
 
-`encode`, `decode`, `decode_rows` and `check_canonical` have one signature and one result in
-both; `tersor.codec.reference` is the truth, `tersor.codec.fast` only faster.
+Every function has one signature and one result in both; `tersor.codec.reference` is the truth,
+`tersor.codec.fast` only faster (about forty times).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from importlib.util import find_spec
 from tersor.codec.packed import Packed
 
 if find_spec("numba") is not None:
-    from tersor.codec.fast import check_canonical, decode, decode_rows, encode, histogram
+    from tersor.codec.fast import decode, decode_rows, decode_strips, encode, histogram
 
     BACKEND = "numba"
 else:
-    from tersor.codec.reference import check_canonical, decode, decode_rows, encode, histogram
+    from tersor.codec.reference import decode, decode_rows, decode_strips, encode, histogram
 
     BACKEND = "numpy"
 
-__all__ = ["BACKEND", "Packed", "check_canonical", "decode", "decode_rows", "encode", "histogram"]
+__all__ = ["BACKEND", "Packed", "decode", "decode_rows", "decode_strips", "encode", "histogram"]

@@ -1,73 +1,87 @@
 """`tersor.codec.split` for numba: runs of elements to symbols and raw planes, and back.
 
-One branch per run of at most 128 elements, then a straight loop that LLVM turns into vector
-instructions. `kind` stands for the dtype because compiled code knows no strings.
+One branch per run, then a straight loop over slices that LLVM turns into vector instructions
+(three times as fast as the same loop over computed byte addresses). Elements are integers of
+their own width: uint8, uint16 or uint32 arrays. `kind` tells bfloat16 from float16, because
+compiled code knows no strings.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit
-
-from tersor.codec.unaligned import load_u8, load_u16, load_u32, store_u8, store_u16, store_u32
+from numpy.typing import DTypeLike
 
 KINDS = {"BF16": 0, "F16": 1, "F32": 2, "F8_E4M3": 3, "F8_E5M2": 3}
+ELEMENT: dict[str, DTypeLike] = {
+    "BF16": np.uint16,
+    "F16": np.uint16,
+    "F32": np.uint32,
+    "F8_E4M3": np.uint8,
+    "F8_E5M2": np.uint8,
+}
 _BF16, _F16, _F32 = KINDS["BF16"], KINDS["F16"], KINDS["F32"]
 
 
 @njit(nogil=True, cache=True)
-def split_symbols(kind, data, element, symbols, n):  # type: ignore[no-untyped-def]
-    """Write the symbols of `n` elements of `data`, from `element` on, to `symbols`."""
+def split_symbols(kind, elements, first, symbols, n):  # type: ignore[no-untyped-def]
+    """Write the symbols of `n` elements, from `first` on, to `symbols`."""
+    v, s = elements[first : first + n], symbols[:n]
     if kind == _BF16:
         for i in range(n):
-            store_u8(symbols, i, load_u16(data, 2 * (element + i)) >> 7 & 0xFF)
+            s[i] = np.uint8(v[i] >> 7)
     elif kind == _F16:
         for i in range(n):
-            store_u8(symbols, i, load_u16(data, 2 * (element + i)) >> 8)
+            s[i] = np.uint8(v[i] >> 8)
     elif kind == _F32:
         for i in range(n):
-            store_u8(symbols, i, load_u32(data, 4 * (element + i)) >> 23 & 0xFF)
+            s[i] = np.uint8(v[i] >> 23)
     else:
         for i in range(n):
-            store_u8(symbols, i, load_u8(data, element + i))
+            s[i] = np.uint8(v[i])
 
 
 @njit(nogil=True, cache=True)
-def split_raw(kind, data, element, out, at, plane, n):  # type: ignore[no-untyped-def]
+def split_raw(kind, elements, first, out, at, plane, n):  # type: ignore[no-untyped-def]
     """Write the raw bytes of `n` elements to `out` from `at` on, planes `plane` bytes apart."""
+    v, p = elements[first : first + n], out[at : at + n]
     if kind == _BF16:
         for i in range(n):
-            v = load_u16(data, 2 * (element + i))
-            store_u8(out, at + i, v >> 8 & 0x80 | v & 0x7F)
+            p[i] = np.uint8(v[i] >> 8 & 0x80) | np.uint8(v[i] & 0x7F)
     elif kind == _F16:
         for i in range(n):
-            store_u8(out, at + i, load_u16(data, 2 * (element + i)) & 0xFF)
+            p[i] = np.uint8(v[i])
     elif kind == _F32:
+        q, r = out[at + plane : at + plane + n], out[at + 2 * plane : at + 2 * plane + n]
         for i in range(n):
-            v = load_u32(data, 4 * (element + i))
-            store_u8(out, at + i, v & 0xFF)
-            store_u8(out, at + plane + i, v >> 8 & 0xFF)
-            store_u8(out, at + 2 * plane + i, v >> 24 & 0x80 | v >> 16 & 0x7F)
+            p[i] = np.uint8(v[i])
+        for i in range(n):
+            q[i] = np.uint8(v[i] >> 8)
+        for i in range(n):
+            r[i] = np.uint8(v[i] >> 24 & 0x80) | np.uint8(v[i] >> 16 & 0x7F)
 
 
 @njit(nogil=True, cache=True)
-def join(kind, symbols, first, tiles, at, plane, out, element, n):  # type: ignore[no-untyped-def]
-    """Write `n` elements to `out` from `element` on: symbols from `first`, raw bytes from `tiles[at]`."""
+def join(kind, symbols, at, tiles, raw_at, plane, elements, first, n):  # type: ignore[no-untyped-def]
+    """Write `n` elements from `first` on: symbols from `at`, raw bytes from `raw_at` of `tiles`."""
+    s, v = symbols[at : at + n], elements[first : first + n]
     if kind == _BF16:
+        p = tiles[raw_at : raw_at + n]
         for i in range(n):
-            s = np.uint32(load_u8(symbols, first + i))
-            raw = np.uint32(load_u8(tiles, at + i))
-            store_u16(out, 2 * (element + i), (raw & 0x80) << 8 | s << 7 | raw & 0x7F)
+            raw = np.uint16(p[i])
+            v[i] = (raw & np.uint16(0x80)) << np.uint16(8) | np.uint16(s[i]) << np.uint16(7) | raw & np.uint16(0x7F)
     elif kind == _F16:
+        p = tiles[raw_at : raw_at + n]
         for i in range(n):
-            s = np.uint32(load_u8(symbols, first + i))
-            store_u16(out, 2 * (element + i), s << 8 | np.uint32(load_u8(tiles, at + i)))
+            v[i] = np.uint16(s[i]) << np.uint16(8) | np.uint16(p[i])
     elif kind == _F32:
+        p, q = tiles[raw_at : raw_at + n], tiles[raw_at + plane : raw_at + plane + n]
+        r = tiles[raw_at + 2 * plane : raw_at + 2 * plane + n]
         for i in range(n):
-            s = np.uint32(load_u8(symbols, first + i))
-            low = np.uint32(load_u8(tiles, at + i)) | np.uint32(load_u8(tiles, at + plane + i)) << 8
-            high = np.uint32(load_u8(tiles, at + 2 * plane + i))
-            store_u32(out, 4 * (element + i), (high & 0x80) << 24 | s << 23 | (high & 0x7F) << 16 | low)
+            low = np.uint32(p[i]) | np.uint32(q[i]) << np.uint32(8)
+            high = np.uint32(r[i])
+            exponent = np.uint32(s[i]) << np.uint32(23)
+            sign = (high & np.uint32(0x80)) << np.uint32(24)
+            v[i] = sign | exponent | (high & np.uint32(0x7F)) << np.uint32(16) | low
     else:
-        for i in range(n):
-            store_u8(out, element + i, load_u8(symbols, first + i))
+        v[:] = s

@@ -13,18 +13,20 @@ spare; an output is allocated here.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from tersor.codec.elements import KINDS
+from tersor.codec.elements import ELEMENT, KINDS
 from tersor.codec.huffman import check_book, code_lengths
 from tersor.codec.packed import Packed, check_offsets
 from tersor.codec.streams import encode_table, multi_table
 from tersor.codec.threads import each, threads
 from tersor.codec.tiles import count_symbols, decode_row, decode_tiles, encode_tiles
 from tersor.format.constants import ALIGN, MAX_CODE_BITS, STREAM, SYMBOLS, TAIL, TILE_COLS, TILE_ROWS
-from tersor.format.dtypes import RAW_BYTES, itemsize
-from tersor.format.errors import BadTile, NotCanonical, UnknownDtype
+from tersor.format.dtypes import RAW_BYTES
+from tersor.format.errors import BadTile, UnknownDtype
 from tersor.format.layout import Grid, aligned
 
 U8 = NDArray[np.uint8]
@@ -36,14 +38,14 @@ _TILE_STREAMS = TILE_ROWS * TILE_COLS // STREAM
 
 def histogram(data: U8, dtype: str) -> NDArray[np.int64]:
     """How often each symbol (256,) occurs in the elements whose bytes are `data`."""
-    kind, elements = _kind(dtype), data.size // itemsize(dtype)
+    kind, elements = _kind(dtype), _elements(data, dtype)
     piece = _RUN * TILE_ROWS * TILE_COLS
 
     def count(i: int) -> NDArray[np.int64]:
-        counts: NDArray[np.int64] = count_symbols(kind, data, i * piece, min((i + 1) * piece, elements))
+        counts: NDArray[np.int64] = count_symbols(kind, elements, i * piece, min((i + 1) * piece, elements.size))
         return counts
 
-    return np.sum(each(count, range(-(-elements // piece))), axis=0, dtype=np.int64)
+    return np.sum(each(count, range(-(-elements.size // piece))), axis=0, dtype=np.int64)
 
 
 def encode(data: U8, dtype: str, shape: tuple[int, ...], book: U8 | None = None) -> Packed:
@@ -52,6 +54,7 @@ def encode(data: U8, dtype: str, shape: tuple[int, ...], book: U8 | None = None)
     `book` gives the code lengths to use; without it the optimal ones are made.
     """
     kind, raw, grid = _kind(dtype), RAW_BYTES[dtype], Grid.of(shape)
+    elements = _elements(data, dtype)
     counts = histogram(data, dtype)
     if book is None:
         book = code_lengths(counts)
@@ -63,15 +66,16 @@ def encode(data: U8, dtype: str, shape: tuple[int, ...], book: U8 | None = None)
     tiles = np.empty(_size_bound(counts, book, grid, raw), np.uint8)
     room = aligned(raw * TILE_ROWS * TILE_COLS) + aligned(_TILE_STREAMS * (1 + STREAM * MAX_CODE_BITS // 8)) + 8
     runs = -(-grid.tiles // _RUN)
+    wave = min(_WAVE * threads(), runs)
+    scratch = np.empty((wave, min(_RUN, grid.tiles) * room), np.uint8)  # used again by every wave
 
     def encode_run(i: int) -> U8:
         first, stop = i * _RUN, min((i + 1) * _RUN, grid.tiles)
-        out = np.empty((stop - first) * room, np.uint8)
-        used = encode_tiles(kind, raw, data, grid.rows, grid.cols, first, stop, table, out, units[first:stop])
+        out = scratch[i % wave]
+        used = encode_tiles(kind, raw, elements, grid.rows, grid.cols, first, stop, table, out, units[first:stop])
         return out[:used]
 
     end = 0
-    wave = _WAVE * threads()
     for start in range(0, runs, wave):
         pieces = each(encode_run, range(start, min(start + wave, runs)))
         places = np.cumsum([end] + [p.size for p in pieces])
@@ -87,23 +91,28 @@ def encode(data: U8, dtype: str, shape: tuple[int, ...], book: U8 | None = None)
     return Packed(dtype, tuple(shape), book, offsets, tiles[: end + TAIL])
 
 
-def decode(packed: Packed, where: str = "tensor") -> U8:
-    """The original bytes (1-D uint8); raises a FormatError where the stored form breaks a rule."""
+def decode(packed: Packed, where: str = "tensor", out: U8 | None = None) -> U8:
+    """The original bytes (1-D uint8), in `out` if given; raises a FormatError where a rule is broken."""
     check_offsets(packed, where)
     check_book(packed.book, where)
-    kind, raw, grid = _kind(packed.dtype), RAW_BYTES[packed.dtype], packed.grid
-    table, meta = multi_table(packed.book)
-    out = np.empty(packed.original_nbytes, np.uint8)
-
-    def decode_run(i: int) -> int:
-        first, stop = i * _RUN, min((i + 1) * _RUN, grid.tiles)
-        bad: int = decode_tiles(
-            kind, raw, packed.tiles, packed.offsets, grid.rows, grid.cols, first, stop, table, meta, out
-        )
-        return bad
-
-    _refuse_bad(each(decode_run, range(-(-grid.tiles // _RUN))), where)
+    if out is None:
+        out = np.empty(packed.original_nbytes, np.uint8)
+    _refuse_bad(_decode_grid(packed, packed.offsets, packed.grid, out.view(ELEMENT[packed.dtype])), where)
     return out
+
+
+def decode_strips(packed: Packed, first: int, stop: int, where: str = "tensor") -> U8:
+    """The bytes of the rows of strips `first` to `stop` (16 rows each, the last maybe fewer), 1-D uint8."""
+    check_offsets(packed, where)
+    check_book(packed.book, where)
+    grid, tile_cols = packed.grid, packed.grid.tile_cols
+    top = first * TILE_ROWS
+    rows = min(stop * TILE_ROWS, grid.rows) - top
+    elements = np.empty(rows * grid.cols, ELEMENT[packed.dtype])
+    offsets = packed.offsets[first * tile_cols : stop * tile_cols + 1]
+    bad = _decode_grid(packed, offsets, Grid(rows, grid.cols), elements)
+    _refuse_bad([first * tile_cols + tile for tile in bad if tile >= 0], where)
+    return elements.view(np.uint8)
 
 
 def decode_rows(packed: Packed, rows: NDArray[np.int64], where: str = "tensor") -> U8:
@@ -114,30 +123,45 @@ def decode_rows(packed: Packed, rows: NDArray[np.int64], where: str = "tensor") 
     if rows.size and not (0 <= rows.min() and rows.max() < grid.rows):
         raise IndexError(f"{where}: rows must lie in 0..{grid.rows - 1}")
     table, meta = multi_table(packed.book)
-    out = np.empty((rows.size, grid.cols * itemsize(packed.dtype)), np.uint8)
-    flat = out.reshape(-1)
+    out = np.empty(rows.size * grid.cols, ELEMENT[packed.dtype])
 
     def decode_one(i: int) -> int:
         bad: int = decode_row(
-            kind, raw, packed.tiles, packed.offsets, grid.rows, grid.cols, int(rows[i]), table, meta, flat, i
+            kind, raw, packed.tiles, packed.offsets, grid.rows, grid.cols, int(rows[i]), table, meta, out, i
         )
         return bad
 
     _refuse_bad(each(decode_one, range(rows.size)), where)
-    return out
-
-
-def check_canonical(packed: Packed, data: U8, where: str = "tensor") -> None:
-    """Raise NotCanonical unless encoding `data` with the stored book gives exactly the stored bytes."""
-    again = encode(data, packed.dtype, packed.shape, packed.book)
-    if not (np.array_equal(again.offsets, packed.offsets) and np.array_equal(again.tiles, packed.tiles)):
-        raise NotCanonical(f"{where}: the stored bytes are not the ones an encoder writes; the data is damaged")
+    return out.view(np.uint8).reshape(rows.size, -1)
 
 
 def _kind(dtype: str) -> int:
     if dtype not in KINDS:
         raise UnknownDtype(f"codec 'huffman' cannot hold dtype {dtype!r}; it holds {', '.join(KINDS)}")
     return KINDS[dtype]
+
+
+def _decode_grid(
+    packed: Packed, offsets: NDArray[np.uint32], grid: Grid, elements: NDArray[np.unsignedinteger[Any]]
+) -> list[int]:
+    """Decode the tiles of `grid` that `offsets` point to; for each run a tile that lies, or -1."""
+    kind, raw, tiles = _kind(packed.dtype), RAW_BYTES[packed.dtype], packed.tiles
+    table, meta = multi_table(packed.book)
+
+    def decode_run(i: int) -> int:
+        first, stop = i * _RUN, min((i + 1) * _RUN, grid.tiles)
+        bad: int = decode_tiles(
+            kind, raw, tiles, offsets, grid.rows, grid.cols, first, stop, table, meta, elements
+        )
+        return bad
+
+    return each(decode_run, range(-(-grid.tiles // _RUN)))
+
+
+def _elements(data: U8, dtype: str) -> NDArray[np.unsignedinteger[Any]]:
+    """`data` as integers of the elements' width; copied only if it lies at an odd address."""
+    elements = data.view(ELEMENT[dtype])
+    return elements if elements.flags.aligned else elements.copy()
 
 
 def _refuse_bad(results: list[int], where: str) -> None:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from tersor.codec.huffman import canonical_codes, check_book, code_lengths, decode_table
 from tersor.codec.packed import Packed, check_offsets
 from tersor.codec.split import join, split
-from tersor.format.constants import ALIGN, MAX_CODE_BITS, STREAM, SYMBOLS, TAIL
+from tersor.format.constants import ALIGN, MAX_CODE_BITS, STREAM, SYMBOLS, TAIL, TILE_ROWS
 from tersor.format.dtypes import RAW_BYTES, itemsize
-from tersor.format.errors import BadTile, NotCanonical
+from tersor.format.errors import BadTile
 from tersor.format.layout import Grid, Tile, aligned, raw_bytes_per_tile
 
 U8 = NDArray[np.uint8]
@@ -49,17 +49,25 @@ def encode(data: U8, dtype: str, shape: tuple[int, ...], book: U8 | None = None)
     return Packed(dtype, tuple(shape), book, offsets, tiles)
 
 
-def decode(packed: Packed, where: str = "tensor") -> U8:
-    """The original bytes (1-D uint8); raises a FormatError where the stored form breaks a rule."""
+def decode(packed: Packed, where: str = "tensor", out: U8 | None = None) -> U8:
+    """The original bytes (1-D uint8), in `out` if given; raises a FormatError where a rule is broken."""
     check_offsets(packed, where)
     check_book(packed.book, where)
     grid, size = packed.grid, itemsize(packed.dtype)
-    out = np.empty((grid.rows, grid.cols * size), np.uint8)
+    if out is None:
+        out = np.empty(packed.original_nbytes, np.uint8)
+    matrix = out.reshape(grid.rows, grid.cols * size)
     for start in range(0, grid.tiles, _CHUNK):
         tiles = [grid.tile(t) for t in _chunk(start, grid)]
         for tile, values in zip(tiles, _decode_tiles(packed, tiles, where), strict=True):
-            out[tile.row : tile.row + tile.height, tile.col * size : (tile.col + tile.width) * size] = values
-    return out.reshape(-1)
+            matrix[tile.row : tile.row + tile.height, tile.col * size : (tile.col + tile.width) * size] = values
+    return out
+
+
+def decode_strips(packed: Packed, first: int, stop: int, where: str = "tensor") -> U8:
+    """The bytes of the rows of strips `first` to `stop` (16 rows each, the last maybe fewer), 1-D uint8."""
+    rows = np.arange(first * TILE_ROWS, min(stop * TILE_ROWS, packed.grid.rows))
+    return decode_rows(packed, rows, where).reshape(-1)
 
 
 def decode_rows(packed: Packed, rows: NDArray[np.int64], where: str = "tensor") -> U8:
@@ -70,20 +78,13 @@ def decode_rows(packed: Packed, rows: NDArray[np.int64], where: str = "tensor") 
     if rows.size and not (0 <= rows.min() and rows.max() < grid.rows):
         raise IndexError(f"{where}: rows must lie in 0..{grid.rows - 1}")
     out = np.empty((rows.size, grid.cols * size), np.uint8)
-    strip_of = rows // 16
+    strip_of = rows // TILE_ROWS
     for strip in np.unique(strip_of):
         wanted = np.flatnonzero(strip_of == strip)
         tiles = [grid.tile(int(strip) * grid.tile_cols + c) for c in range(grid.tile_cols)]
         for tile, values in zip(tiles, _decode_tiles(packed, tiles, where), strict=True):
             out[wanted, tile.col * size : (tile.col + tile.width) * size] = values[rows[wanted] - tile.row]
     return out
-
-
-def check_canonical(packed: Packed, data: U8, where: str = "tensor") -> None:
-    """Raise NotCanonical unless encoding `data` with the stored book gives exactly the stored bytes."""
-    again = encode(data, packed.dtype, packed.shape, packed.book)
-    if not (np.array_equal(again.offsets, packed.offsets) and np.array_equal(again.tiles, packed.tiles)):
-        raise NotCanonical(f"{where}: the stored bytes are not the ones an encoder writes; the data is damaged")
 
 
 def _chunk(start: int, grid: Grid) -> range:

@@ -1,7 +1,7 @@
 """Whole tiles for numba: FORMAT.md section 3 around the stream loops.
 
-`data` and `out` are the bytes of a row-major matrix of `cols` columns, `tiles` the stored tiles,
-`kind` and `raw` the dtype's number and its raw bytes per element. Every function works on the
+`elements` is a row-major matrix of `cols` columns as integers of the elements' width, `tiles` the
+stored tiles, `kind` and `raw` the dtype's number and its raw bytes per element. Every function works on the
 tiles `first` to `stop` and may run in many threads at once.
 """
 
@@ -30,13 +30,13 @@ def _zero_to(out, at, end):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def count_symbols(kind, data, first, stop):  # type: ignore[no-untyped-def]
+def count_symbols(kind, elements, first, stop):  # type: ignore[no-untyped-def]
     """Counts (256,) of the symbols of elements `first` to `stop`."""
     counts = np.zeros(_COUNTERS * SYMBOLS, np.int64)
     symbols = np.zeros(STREAM, np.uint8)
-    for element in range(first, stop, STREAM):
-        n = min(STREAM, stop - element)
-        split_symbols(kind, data, element, symbols, n)
+    for at in range(first, stop, STREAM):
+        n = min(STREAM, stop - at)
+        split_symbols(kind, elements, at, symbols, n)
         i = 0
         while i + 4 <= n:
             counts[symbols[i]] += 1
@@ -51,7 +51,7 @@ def count_symbols(kind, data, first, stop):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def encode_tiles(kind, raw, data, rows, cols, first, stop, table, out, units):  # type: ignore[no-untyped-def]
+def encode_tiles(kind, raw, elements, rows, cols, first, stop, table, out, units):  # type: ignore[no-untyped-def]
     """Encode tiles to `out`; their sizes in units of 16 bytes go to `units`. Returns the bytes used."""
     symbols = np.zeros(STREAM, np.uint8)
     tile_cols = (cols + TILE_COLS - 1) // TILE_COLS
@@ -62,7 +62,7 @@ def encode_tiles(kind, raw, data, rows, cols, first, stop, table, out, units):  
         begin, plane = at, height * width
         if raw:
             for r in range(height):
-                split_raw(kind, data, (row + r) * cols + col, out, begin + r * width, plane, width)
+                split_raw(kind, elements, (row + r) * cols + col, out, begin + r * width, plane, width)
         length_at = begin + _align(raw * plane)
         _zero_to(out, begin + raw * plane, length_at)
         streams = height * ((width + STREAM - 1) // STREAM)
@@ -71,7 +71,7 @@ def encode_tiles(kind, raw, data, rows, cols, first, stop, table, out, units):  
         for r in range(height):
             for k in range(0, width, STREAM):
                 n = min(STREAM, width - k)
-                split_symbols(kind, data, (row + r) * cols + col + k, symbols, n)
+                split_symbols(kind, elements, (row + r) * cols + col + k, symbols, n)
                 size = encode_stream(symbols, n, table, out, at)
                 store_u8(out, length_at, size)
                 length_at += 1
@@ -92,16 +92,17 @@ def _streams_begin(raw, tiles, begin, end, height, width):  # type: ignore[no-un
     if body > end:
         return -1, -1
     total = 0
+    lengths = tiles[length_at : length_at + streams]
     for i in range(streams):
-        total += np.int64(load_u8(tiles, length_at + i))
+        total += np.int64(lengths[i])
     if body + _align(total) != end:
         return -1, -1
     return length_at, body
 
 
 @njit(nogil=True, cache=True)
-def decode_tiles(kind, raw, tiles, offsets, rows, cols, first, stop, table, meta, out):  # type: ignore[no-untyped-def]
-    """Decode tiles to `out`. Returns the first tile whose stream lengths lie, or -1."""
+def decode_tiles(kind, raw, tiles, offsets, rows, cols, first, stop, table, meta, elements):  # type: ignore[no-untyped-def]
+    """Decode tiles to `elements`. Returns the first tile whose stream lengths lie, or -1."""
     scratch = np.zeros(GROUP * ROW, np.uint8)
     at = np.zeros(GROUP, np.int64)
     tile_cols = (cols + TILE_COLS - 1) // TILE_COLS
@@ -113,8 +114,8 @@ def decode_tiles(kind, raw, tiles, offsets, rows, cols, first, stop, table, meta
         length_at, body = _streams_begin(raw, tiles, begin, end, height, width)
         if length_at < 0:
             return t
-        per_row = (width + STREAM - 1) // STREAM
-        streams = height * per_row
+        shift = 0 if width <= STREAM else 1  # log2 of the streams per row
+        streams = height << shift
         longest = min(width, STREAM)
         for s in range(0, streams, GROUP):
             group = min(GROUP, streams - s)
@@ -124,16 +125,16 @@ def decode_tiles(kind, raw, tiles, offsets, rows, cols, first, stop, table, meta
                     body += np.int64(load_u8(tiles, length_at + s + i))
             decode_four(tiles, at[0], at[1], at[2], at[3], last, longest, table, meta, scratch)
             for i in range(group):
-                r, k = (s + i) // per_row, (s + i) % per_row * STREAM
+                r, k = (s + i) >> shift, ((s + i) & shift) * STREAM
                 n = min(STREAM, width - k)
                 element = (row + r) * cols + col + k
-                join(kind, scratch, i * ROW, tiles, begin + r * width + k, height * width, out, element, n)
+                join(kind, scratch, i * ROW, tiles, begin + r * width + k, height * width, elements, element, n)
     return -1
 
 
 @njit(nogil=True, cache=True)
-def decode_row(kind, raw, tiles, offsets, rows, cols, row, table, meta, out, out_row):  # type: ignore[no-untyped-def]
-    """Decode row `row` of the matrix to row `out_row` of `out`. Returns a lying tile, or -1."""
+def decode_row(kind, raw, tiles, offsets, rows, cols, row, table, meta, elements, out_row):  # type: ignore[no-untyped-def]
+    """Decode row `row` of the matrix to row `out_row` of `elements`. Returns a lying tile, or -1."""
     scratch = np.zeros(GROUP * ROW, np.uint8)
     tile_cols = (cols + TILE_COLS - 1) // TILE_COLS
     last = tiles.size - 8
@@ -155,5 +156,5 @@ def decode_row(kind, raw, tiles, offsets, rows, cols, row, table, meta, out, out
             n = min(STREAM, width - k * STREAM)
             element = out_row * cols + col + k * STREAM
             source = begin + r * width + k * STREAM
-            join(kind, scratch, k * ROW, tiles, source, height * width, out, element, n)
+            join(kind, scratch, k * ROW, tiles, source, height * width, elements, element, n)
     return -1
