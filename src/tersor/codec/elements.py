@@ -69,7 +69,11 @@ def join(kind, symbols, at, tiles, raw_at, plane, elements, first, n):  # type: 
         p = tiles[raw_at : raw_at + n]
         for i in range(n):
             raw = np.uint16(p[i])
-            v[i] = (raw & np.uint16(0x80)) << np.uint16(8) | np.uint16(s[i]) << np.uint16(7) | raw & np.uint16(0x7F)
+            v[i] = (
+                (raw & np.uint16(0x80)) << np.uint16(8)
+                | np.uint16(s[i]) << np.uint16(7)
+                | raw & np.uint16(0x7F)
+            )
     elif kind == _F16:
         p = tiles[raw_at : raw_at + n]
         for i in range(n):

@@ -42,10 +42,14 @@ def histogram(data: U8, dtype: str) -> NDArray[np.int64]:
     piece = _RUN * TILE_ROWS * TILE_COLS
 
     def count(i: int) -> NDArray[np.int64]:
-        counts: NDArray[np.int64] = count_symbols(kind, elements, i * piece, min((i + 1) * piece, elements.size))
+        counts: NDArray[np.int64] = count_symbols(
+            kind, elements, i * piece, min((i + 1) * piece, elements.size)
+        )
         return counts
 
-    return np.sum(each(count, range(-(-elements.size // piece))), axis=0, dtype=np.int64)
+    counts = each(count, range(-(-elements.size // piece)))
+    total: NDArray[np.int64] = np.array(counts, np.int64).reshape(-1, SYMBOLS).sum(axis=0)
+    return total
 
 
 def encode(data: U8, dtype: str, shape: tuple[int, ...], book: U8 | None = None) -> Packed:
@@ -64,16 +68,21 @@ def encode(data: U8, dtype: str, shape: tuple[int, ...], book: U8 | None = None)
     table = encode_table(book)
     units = np.zeros(grid.tiles, np.uint32)
     tiles = np.empty(_size_bound(counts, book, grid, raw), np.uint8)
-    room = aligned(raw * TILE_ROWS * TILE_COLS) + aligned(_TILE_STREAMS * (1 + STREAM * MAX_CODE_BITS // 8)) + 8
+    room = (
+        aligned(raw * TILE_ROWS * TILE_COLS) + aligned(_TILE_STREAMS * (1 + STREAM * MAX_CODE_BITS // 8)) + 8
+    )
     runs = -(-grid.tiles // _RUN)
     wave = min(_WAVE * threads(), runs)
     scratch = np.empty((wave, min(_RUN, grid.tiles) * room), np.uint8)  # used again by every wave
 
     def encode_run(i: int) -> U8:
         first, stop = i * _RUN, min((i + 1) * _RUN, grid.tiles)
-        out = scratch[i % wave]
-        used = encode_tiles(kind, raw, elements, grid.rows, grid.cols, first, stop, table, out, units[first:stop])
-        return out[:used]
+        out: U8 = scratch[i % wave]
+        used: int = encode_tiles(
+            kind, raw, elements, grid.rows, grid.cols, first, stop, table, out, units[first:stop]
+        )
+        coded: U8 = out[:used]
+        return coded
 
     end = 0
     for start in range(0, runs, wave):
@@ -120,7 +129,7 @@ def decode_rows(packed: Packed, rows: NDArray[np.int64], where: str = "tensor") 
     check_offsets(packed, where)
     check_book(packed.book, where)
     kind, raw, grid = _kind(packed.dtype), RAW_BYTES[packed.dtype], packed.grid
-    if rows.size and not (0 <= rows.min() and rows.max() < grid.rows):
+    if rows.size and not (rows.min() >= 0 and rows.max() < grid.rows):
         raise IndexError(f"{where}: rows must lie in 0..{grid.rows - 1}")
     table, meta = multi_table(packed.book)
     out = np.empty(rows.size * grid.cols, ELEMENT[packed.dtype])

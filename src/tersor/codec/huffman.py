@@ -47,7 +47,9 @@ def check_book(book: NDArray[np.uint8], where: str = "tensor") -> None:
     """Raise BadBook unless `book` (256,) is a complete prefix code within the limit."""
     used = book[book > 0].astype(np.int64)
     if used.size == 0 or used.max() > MAX_CODE_BITS:
-        raise BadBook(f"{where}: code lengths must be 0 to {MAX_CODE_BITS}, some of them not 0; the data is damaged")
+        raise BadBook(
+            f"{where}: code lengths must be 0 to {MAX_CODE_BITS}, some of them not 0; the data is damaged"
+        )
     kraft = int((1 << (MAX_CODE_BITS - used)).sum())
     if kraft != 1 << MAX_CODE_BITS:
         raise BadBook(

@@ -61,9 +61,13 @@ def check_offsets(packed: Packed, where: str = "tensor") -> None:
         raise UnknownDtype(f"{where}: codec 'huffman' cannot hold dtype {packed.dtype!r}")
     offsets, tiles = packed.offsets, packed.grid.tiles
     if packed.elements == 0 or packed.book.shape != (256,) or offsets.shape != (tiles + 1,):
-        raise WrongShape(f"{where}: shape {packed.shape} needs a book of 256 and {tiles + 1} offsets; the data is damaged")
+        raise WrongShape(
+            f"{where}: shape {packed.shape} needs a book of 256 and {tiles + 1} offsets; the data is damaged"
+        )
     if offsets[0] != 0 or not (offsets[1:] > offsets[:-1]).all():
         raise BadOffsets(f"{where}: tile offsets must begin at 0 and grow; the data is damaged")
     end = int(offsets[-1]) * ALIGN + TAIL
     if packed.tiles.shape != (end,):
-        raise BadOffsets(f"{where}: the offsets say {end} bytes of tiles, there are {packed.tiles.size}; the data is damaged")
+        raise BadOffsets(
+            f"{where}: the offsets say {end} bytes of tiles, there are {packed.tiles.size}; the data is damaged"
+        )

@@ -52,7 +52,7 @@ def proven_sha256(packed: Packed, where: str = "tensor", also: Callable[[U8], No
     digest = hashlib.sha256()
     tile_cols = packed.grid.tile_cols
     for first, stop, piece in strips(packed, where):
-        digest.update(piece)
+        digest.update(piece.data)
         if also is not None:
             also(piece)
         offsets = packed.offsets[first * tile_cols : stop * tile_cols + 1].astype(np.int64)
@@ -63,7 +63,8 @@ def proven_sha256(packed: Packed, where: str = "tensor", also: Callable[[U8], No
         except ValueError as error:  # the book has no code for a decoded symbol: impossible unless damaged
             raise NotCanonical(f"{where}: {error}; the data is damaged") from error
         if not (
-            np.array_equal(again.offsets, offsets - offsets[0]) and np.array_equal(again.tiles[:-TAIL], stored)
+            np.array_equal(again.offsets, offsets - offsets[0])
+            and np.array_equal(again.tiles[:-TAIL], stored)
         ):
             raise NotCanonical(
                 f"{where}: rows {first * TILE_ROWS} to {first * TILE_ROWS + rows} are stored otherwise than an "

@@ -60,7 +60,9 @@ def decode(packed: Packed, where: str = "tensor", out: U8 | None = None) -> U8:
     for start in range(0, grid.tiles, _CHUNK):
         tiles = [grid.tile(t) for t in _chunk(start, grid)]
         for tile, values in zip(tiles, _decode_tiles(packed, tiles, where), strict=True):
-            matrix[tile.row : tile.row + tile.height, tile.col * size : (tile.col + tile.width) * size] = values
+            matrix[tile.row : tile.row + tile.height, tile.col * size : (tile.col + tile.width) * size] = (
+                values
+            )
     return out
 
 
@@ -75,7 +77,7 @@ def decode_rows(packed: Packed, rows: NDArray[np.int64], where: str = "tensor") 
     check_offsets(packed, where)
     check_book(packed.book, where)
     grid, size = packed.grid, itemsize(packed.dtype)
-    if rows.size and not (0 <= rows.min() and rows.max() < grid.rows):
+    if rows.size and not (rows.min() >= 0 and rows.max() < grid.rows):
         raise IndexError(f"{where}: rows must lie in 0..{grid.rows - 1}")
     out = np.empty((rows.size, grid.cols * size), np.uint8)
     strip_of = rows // TILE_ROWS
@@ -99,7 +101,9 @@ def _encode_tiles(elements: U8, dtype: str, book: U8, tiles: list[Tile]) -> list
     planes: list[U8] = []
     first = 0
     for t in tiles:
-        part = np.ascontiguousarray(elements[t.row : t.row + t.height, t.col * size : (t.col + t.width) * size])
+        part = np.ascontiguousarray(
+            elements[t.row : t.row + t.height, t.col * size : (t.col + t.width) * size]
+        )
         tile_symbols, raw = split(part.reshape(-1), dtype)
         padded = np.zeros((t.height, t.streams_per_row * STREAM), np.uint8)
         padded[:, : t.width] = tile_symbols.reshape(t.height, t.width)
@@ -142,7 +146,9 @@ def _decode_tiles(packed: Packed, tiles: list[Tile], where: str) -> list[U8]:
         own = symbols[first : first + t.streams].reshape(t.height, t.streams_per_row * STREAM)[:, : t.width]
         begin = int(packed.offsets[t.index]) * ALIGN
         planes = packed.tiles[begin : begin + RAW_BYTES[packed.dtype] * t.height * t.width]
-        joined = join(own.reshape(-1), planes.reshape(RAW_BYTES[packed.dtype], t.height * t.width), packed.dtype)
+        joined = join(
+            own.reshape(-1), planes.reshape(RAW_BYTES[packed.dtype], t.height * t.width), packed.dtype
+        )
         values.append(joined.reshape(t.height, -1))
         first += t.streams
     return values
@@ -155,7 +161,9 @@ def _stream_starts(packed: Packed, tile: Tile, where: str) -> NDArray[np.int64]:
     body = first + aligned(tile.streams)
     lengths = packed.tiles[first : first + tile.streams].astype(np.int64)
     if body > end or body + aligned(int(lengths.sum())) != end:
-        raise BadTile(f"{where}: the stream lengths of tile {tile.index} do not fill its {end - begin} bytes; it is damaged")
+        raise BadTile(
+            f"{where}: the stream lengths of tile {tile.index} do not fill its {end - begin} bytes; it is damaged"
+        )
     return body + np.cumsum(lengths) - lengths
 
 
@@ -168,7 +176,11 @@ def _decode_streams(buffer: U8, starts: NDArray[np.int64], book: U8) -> U8:
     out = np.empty((len(starts), STREAM), np.uint8)
     for i in range(STREAM):
         byte = np.minimum(bit >> 3, last)
-        window = buffer[byte].astype(np.int64) | buffer[byte + 1].astype(np.int64) << 8 | buffer[byte + 2].astype(np.int64) << 16
+        window = (
+            buffer[byte].astype(np.int64)
+            | buffer[byte + 1].astype(np.int64) << 8
+            | buffer[byte + 2].astype(np.int64) << 16
+        )
         out[:, i] = table[window >> (bit & 7) & mask]
         bit += book[out[:, i]]
     return out

@@ -36,7 +36,7 @@ _MASK = (1 << MAX_CODE_BITS) - 1
 
 def encode_table(book: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """Table (256,) from a symbol to length << 16 | code."""
-    return book.astype(np.uint32) << 16 | canonical_codes(book)
+    return (book.astype(np.uint32) << 16 | canonical_codes(book)).astype(np.uint32)
 
 
 def multi_table(book: NDArray[np.uint8]) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:

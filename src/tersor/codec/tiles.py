@@ -128,7 +128,9 @@ def decode_tiles(kind, raw, tiles, offsets, rows, cols, first, stop, table, meta
                 r, k = (s + i) >> shift, ((s + i) & shift) * STREAM
                 n = min(STREAM, width - k)
                 element = (row + r) * cols + col + k
-                join(kind, scratch, i * ROW, tiles, begin + r * width + k, height * width, elements, element, n)
+                join(
+                    kind, scratch, i * ROW, tiles, begin + r * width + k, height * width, elements, element, n
+                )
     return -1
 
 

@@ -28,7 +28,9 @@ def _loader(bits: int) -> Any:
     def load(typingctx: Any, array: Any, index: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             index64 = context.cast(builder, args[1], signature.args[1], types.int64)
-            return builder.load(_pointer(context, builder, signature.args[0], args[0], index64, bits), align=1)
+            return builder.load(
+                _pointer(context, builder, signature.args[0], args[0], index64, bits), align=1
+            )
 
         return result(array, index), codegen
 
@@ -43,7 +45,9 @@ def _storer(bits: int) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             index64 = context.cast(builder, args[1], signature.args[1], types.int64)
             value = context.cast(builder, args[2], signature.args[2], value_type)
-            builder.store(value, _pointer(context, builder, signature.args[0], args[0], index64, bits), align=1)
+            builder.store(
+                value, _pointer(context, builder, signature.args[0], args[0], index64, bits), align=1
+            )
             return context.get_dummy_value()
 
         return types.void(array, index, value), codegen

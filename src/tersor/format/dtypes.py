@@ -37,7 +37,9 @@ RAW_BYTES: dict[str, int] = {"BF16": 1, "F16": 1, "F32": 3, "F8_E4M3": 0, "F8_E5
 def nbytes(dtype: str, elements: int) -> int:
     """Bytes of `elements` elements of `dtype`; UnknownDtype if there is no such dtype."""
     if dtype not in BITS:
-        raise UnknownDtype(f"dtype {dtype!r} is not one of safetensors' dtypes; is the file newer than tersor?")
+        raise UnknownDtype(
+            f"dtype {dtype!r} is not one of safetensors' dtypes; is the file newer than tersor?"
+        )
     bits = BITS[dtype] * elements
     if bits % 8:
         raise UnknownDtype(f"{elements} elements of {dtype} do not fill whole bytes")

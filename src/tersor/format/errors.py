@@ -121,3 +121,9 @@ class MissingDependency(TersorError):
     """An optional library is needed for this; the message says what to install."""
 
     exit_status = 6
+
+
+class KernelError(TersorError):
+    """A GPU kernel cannot be compiled, loaded or launched; the message carries the compiler's or driver's word."""
+
+    exit_status = 7

@@ -141,7 +141,9 @@ def stored_tensors(name: str, entry: TensorEntry) -> tuple[StoredTensor, ...]:
             StoredTensor(name + OFFSETS, "U32", (Grid.of(entry.shape).tiles + 1,)),
             StoredTensor(name + TILES, "U8", (None,)),
         )
-    raise UnknownCodec(f"tensor {name!r}: codec {entry.codec!r} is unknown; is the checkpoint newer than tersor?")
+    raise UnknownCodec(
+        f"tensor {name!r}: codec {entry.codec!r} is unknown; is the checkpoint newer than tersor?"
+    )
 
 
 def raw_bytes_per_tile(dtype: str, tile: Tile) -> int:

@@ -64,12 +64,16 @@ def parse_manifest(metadata: Mapping[str, str], where: str = "checkpoint") -> di
 
 def _parse_entry(name: str, entry: object, where: str) -> TensorEntry:
     if not isinstance(entry, dict) or set(entry) != {"codec", "dtype", "shape", "sha256"}:
-        raise BadManifest(f"{where}: tensor {name!r}: its manifest entry must be codec, dtype, shape and sha256")
+        raise BadManifest(
+            f"{where}: tensor {name!r}: its manifest entry must be codec, dtype, shape and sha256"
+        )
     codec, dtype, shape, sha256 = entry["codec"], entry["dtype"], entry["shape"], entry["sha256"]
     if not isinstance(codec, str) or not isinstance(dtype, str):
         raise BadManifest(f"{where}: tensor {name!r}: codec and dtype must be strings")
     if codec not in (CODEC_RAW, CODEC_HUFFMAN):
-        raise UnknownCodec(f"{where}: tensor {name!r}: codec {codec!r} is unknown; is the checkpoint newer than tersor?")
+        raise UnknownCodec(
+            f"{where}: tensor {name!r}: codec {codec!r} is unknown; is the checkpoint newer than tersor?"
+        )
     if dtype not in BITS or (codec == CODEC_HUFFMAN and dtype not in RAW_BYTES):
         raise UnknownDtype(f"{where}: tensor {name!r}: codec {codec!r} cannot hold dtype {dtype!r}")
     if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
