@@ -1,0 +1,108 @@
+"""One compressed tensor inside a module: which parameters hold it, and how it is read.
+
+What a codec stores is declared in `tersor.format.layout.stored_tensors`; here those arrays
+are parameters of the module, under the names they have on disk:
+
+    q_proj.weight  ->  q_proj.weight_book, q_proj.weight_offsets, q_proj.weight_tiles
+
+Parameters, not buffers, because device maps and offloading move parameters; of integer
+dtype, so that `.to(torch.float16)` leaves them alone; and `requires_grad=False`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from tersor.format.constants import CODEC_HUFFMAN
+from tersor.format.errors import UnknownCodec
+from tersor.format.layout import BOOK, OFFSETS, TILES, matrix_shape, stored_tensors
+from tersor.format.manifest import TensorEntry
+from tersor.kernels.ops import torch_dtype  # importing it defines torch.ops.tersor
+
+
+def part_names(name: str, entry: TensorEntry) -> tuple[str, ...]:
+    """The parameters that hold the tensor `name`: what its codec stores, less the guard of FORMAT.md."""
+    return tuple(part.name for part in stored_tensors(name, entry) if not part.optional)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The parameter `name` of a module, stored as `entry` says and decoded to `dtype`.
+
+    `dtype` is the original dtype unless the module was cast (`.to(torch.float32)`): the
+    stored form stays as it is, and the decoded weight is cast as the plain one would be.
+    """
+
+    name: str
+    entry: TensorEntry
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, name: str, entry: TensorEntry) -> Stored:
+        """The parameter `name`, decoded to its original dtype."""
+        return cls(name, entry, torch_dtype(entry.dtype))
+
+    def __post_init__(self) -> None:
+        if self.entry.codec != CODEC_HUFFMAN:
+            raise UnknownCodec(f"parameter {self.name!r}: no operator decodes codec {self.entry.codec!r}")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The original shape."""
+        return self.entry.shape
+
+    def cast(self, dtype: torch.dtype) -> Stored:
+        """The same stored form, decoded to `dtype`."""
+        return replace(self, dtype=dtype)
+
+    def parts(self, module: nn.Module) -> dict[str, Tensor]:
+        """The stored arrays, by full parameter name."""
+        return {name: module.get_parameter(name) for name in part_names(self.name, self.entry)}
+
+    def attach(self, module: nn.Module, parts: Mapping[str, Tensor]) -> None:
+        """Put the stored arrays into `module` in place of the plain parameter."""
+        module._parameters.pop(self.name, None)
+        for name in part_names(self.name, self.entry):
+            module.register_parameter(name, nn.Parameter(parts[name], requires_grad=False))
+
+    def device(self, module: nn.Module) -> torch.device:
+        """Where the stored arrays are."""
+        return module.get_parameter(self.name + TILES).device
+
+    def decode(self, module: nn.Module) -> Tensor:
+        """The whole weight."""
+        entry = self.entry
+        weight: Tensor = torch.ops.tersor.huffman_decode(*self._arrays(module), entry.dtype, entry.shape)
+        return weight.to(self.dtype)
+
+    def rows(self, module: nn.Module, rows: Tensor) -> Tensor:
+        """Rows of the format's matrix: [n, columns] for int64 `rows` [n]."""
+        entry = self.entry
+        decoded: Tensor = torch.ops.tersor.huffman_decode_rows(
+            *self._arrays(module), entry.dtype, entry.shape, rows
+        )
+        return decoded.to(self.dtype)
+
+    def select(self, module: nn.Module, index: int) -> Tensor:
+        """`weight[index]`: only its rows are decoded where the matrix keeps them apart."""
+        matrix_rows, _ = matrix_shape(self.shape)
+        if matrix_rows % self.shape[0]:
+            return self.decode(module)[index]
+        each = matrix_rows // self.shape[0]
+        rows = torch.arange(index * each, (index + 1) * each, device=self.device(module))
+        return self.rows(module, rows).reshape(self.shape[1:])
+
+    def restore(self, module: nn.Module) -> Tensor:
+        """The whole weight, after removing the stored arrays from `module`."""
+        weight = self.decode(module)
+        for name in part_names(self.name, self.entry):
+            del module._parameters[name]
+        return weight
+
+    def _arrays(self, module: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+        # by attribute, not from `_parameters`: offloading puts its own tensors there before each forward
+        return tuple(getattr(module, self.name + suffix) for suffix in (TILES, OFFSETS, BOOK))
