@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import Compress
 from torch import Tensor, nn
 
 from tersor.nn import CompressedModule, ExpertStack, restore, stack_experts
 
 EXPERTS, INNER, HIDDEN = 3, 40, 96
+
+Compress = Callable[..., nn.Module]
 
 
 class Experts(nn.Module):

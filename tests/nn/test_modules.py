@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import Compress
 from torch import Tensor, nn
 
 from tersor.nn import CompressedEmbedding, CompressedLinear, CompressedModule, is_compressed, restore
+
+Compress = Callable[..., nn.Module]
 
 
 class ScaledEmbedding(nn.Embedding):
