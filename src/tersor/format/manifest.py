@@ -7,12 +7,13 @@ and everything can be learnt from headers alone (`plan` and `inspect` never read
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tersor.format.constants import CODEC_HUFFMAN, CODEC_RAW, FORMAT_VERSION, MANIFEST_KEY
-from tersor.format.dtypes import BITS, RAW_BYTES
+from tersor.format.dtypes import BITS, RAW_BYTES, nbytes
 from tersor.format.errors import BadManifest, UnknownCodec, UnknownDtype, UnknownVersion
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -26,6 +27,11 @@ class TensorEntry:
     dtype: str
     shape: tuple[int, ...]
     sha256: str
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the original tensor."""
+        return nbytes(self.dtype, math.prod(self.shape))
 
 
 def dump_manifest(entries: Mapping[str, TensorEntry]) -> str:

@@ -34,6 +34,26 @@ class Compressed:
     entries: Mapping[str, TensorEntry]
     shard_of: Mapping[str, Shard]  # stored name -> the shard that holds it
 
+    def stored_bytes(self, name: str) -> int:
+        """Bytes that tensor `name` takes here, all its parts counted."""
+        parts = (part.name for part in stored_tensors(name, self.entries[name]))
+        return sum(self.shard_of[part].tensors[part].nbytes for part in parts if part in self.shard_of)
+
+    def in_file_order(self) -> list[tuple[str, TensorEntry]]:
+        """The manifest in the order of the data, so that a pass over it reads forward."""
+        shards = {shard.path: i for i, shard in enumerate(self.checkpoint.shards)}
+
+        def place(item: tuple[str, TensorEntry]) -> tuple[int, int]:
+            last = stored_tensors(*item)[-1].name
+            return shards[self.shard_of[last].path], self.shard_of[last].tensors[last].begin
+
+        return sorted(self.entries.items(), key=place)
+
+    def where(self, name: str) -> str:
+        """File and tensor, for messages."""
+        last = stored_tensors(name, self.entries[name])[-1].name
+        return f"{self.shard_of[last].path}: tensor {name!r}"
+
 
 def is_compressed(checkpoint: Checkpoint) -> bool:
     """Whether this looks like one of ours, whole or broken."""

@@ -1,0 +1,152 @@
+"""`tersor decompress`: the original checkpoint back, byte for byte per tensor, hashes checked on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tersor.codec.proof import strips
+from tersor.codec.stored import read_packed
+from tersor.format.checkpoint import INDEX, open_checkpoint
+from tersor.format.constants import CODEC_HUFFMAN, FORMAT_VERSION, MANIFEST_KEY
+from tersor.format.errors import HashMismatch, UsageError
+from tersor.format.layout import stored_tensors
+from tersor.format.manifest import TensorEntry
+from tersor.format.shard import Extent, Shard, dump_header
+from tersor.format.validate import Compressed, check_compressed
+from tersor.pipeline.output import Output, resumable
+from tersor.pipeline.progress import OnProgress, Progress, silent
+from tersor.pipeline.shard_writer import Part, ShardWriter
+from tersor.pipeline.source import local_path
+
+U8 = NDArray[np.uint8]
+
+_STEP_BYTES = 32 << 20  # of a raw tensor, written at a time
+
+
+@dataclass(frozen=True)
+class DecompressResult:
+    """What a job made: where, and the totals over all tensors."""
+
+    path: Path
+    tensors: int
+    original_bytes: int
+    stored_bytes: int
+    seconds: float
+
+
+def decompress(model: str | Path, out: str | Path, *, on_progress: OnProgress = silent) -> DecompressResult:
+    """Write the model that was compressed to `model` to `out`: same names, dtypes, shapes and bytes.
+
+    Streams tensor by tensor and resumes like `compress`. A tensor whose SHA-256 does not match
+    raises HashMismatch, and nothing appears at `out`.
+    """
+    started = time.monotonic()
+    compressed = check_compressed(open_checkpoint(local_path(str(model))))
+    source = compressed.checkpoint
+    final = Path(out)
+    if source.is_file and final.suffix != ".safetensors":
+        raise UsageError(f"{final}: a single file is decompressed to a single file; give it a name in .safetensors")
+    if not source.is_file and final.resolve().is_relative_to(source.path.resolve()):
+        raise UsageError(f"{final}: lies inside the model it is made from; choose an output beside it")
+    entries = _entries_by_shard(compressed)
+    total = sum(entry.nbytes for entry in compressed.entries.values())
+    done = stored = 0
+    output = Output(final, _job(compressed))
+    with resumable(output):
+        for shard in source.shards:
+            for name in _restore_shard(compressed, shard, entries[shard.path.name], output):
+                done += compressed.entries[name].nbytes
+                stored += compressed.stored_bytes(name)
+                on_progress(Progress(name, done, total, stored))
+        if source.is_file:
+            output.finish_file(source.path.name)
+        else:
+            output.carry_over(source.path, source.other_files())
+            index = None
+            if source.index is not None:
+                weight_map = {name: file for file, own in entries.items() for name in own}
+                metadata = {**source.index, "total_size": total}
+                index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+            output.finish_directory(_config(source.config), index, INDEX)
+    return DecompressResult(final, len(compressed.entries), total, stored, time.monotonic() - started)
+
+
+def _entries_by_shard(model: Compressed) -> dict[str, dict[str, TensorEntry]]:
+    """For each shard's file name the tensors that go there: those whose last part it holds."""
+    entries: dict[str, dict[str, TensorEntry]] = {shard.path.name: {} for shard in model.checkpoint.shards}
+    for name, entry in model.in_file_order():
+        last = stored_tensors(name, entry)[-1].name
+        entries[model.shard_of[last].path.name][name] = entry
+    return entries
+
+
+def _job(model: Compressed) -> Mapping[str, Any]:
+    source = model.checkpoint
+    shards = [[s.path.name, s.path.stat().st_size, s.path.stat().st_mtime_ns] for s in source.shards]
+    return {"job": "decompress", "format": FORMAT_VERSION, "source": str(source.path.resolve()), "shards": shards}
+
+
+def _config(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    original = dict(config or {})
+    ours = original.pop("quantization_config", {})
+    if "original" in ours:
+        original["quantization_config"] = ours["original"]
+    return original
+
+
+def _restore_shard(
+    model: Compressed, shard: Shard, entries: Mapping[str, TensorEntry], output: Output
+) -> Iterator[str]:
+    """Write one shard in its original form; yields each tensor's name when it is done."""
+    target = output.partial / shard.path.name
+    if target.exists():
+        yield from entries
+        return
+    metadata = {key: value for key, value in shard.metadata.items() if key != MANIFEST_KEY}
+    at = 0
+    extents: dict[str, Extent] = {}
+    for name, entry in entries.items():
+        extents[name] = Extent(entry.dtype, entry.shape, at, at + entry.nbytes)
+        at += entry.nbytes
+    writer = ShardWriter(target, output.identity, len(dump_header(metadata, extents.items())))
+    try:
+        yield from list(writer.entries)
+        for name, entry in entries.items():
+            if name not in writer.entries:
+                data = _checked(_pieces(model, name, entry), entry, model.where(name))
+                writer.add(name, None, [Part(name, entry.dtype, entry.shape, data)])
+                yield name
+        writer.finish(metadata)
+    finally:
+        writer.close()
+
+
+def _pieces(model: Compressed, name: str, entry: TensorEntry) -> Iterator[U8]:
+    if entry.codec == CODEC_HUFFMAN:
+        for _, _, piece in strips(read_packed(model, name, entry), model.where(name)):
+            yield piece
+    else:
+        data = model.shard_of[name].read(name)
+        for start in range(0, data.size, _STEP_BYTES):
+            yield data[start : start + _STEP_BYTES]
+
+
+def _checked(pieces: Iterator[U8], entry: TensorEntry, where: str) -> Iterator[U8]:
+    """Pass the pieces on; after the last, raise unless they had the stated hash (so it is not journaled)."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece.data)
+        yield piece
+    if digest.hexdigest() != entry.sha256:
+        raise HashMismatch(
+            f"{where}: decodes to SHA-256 {digest.hexdigest()[:16]}…, the manifest says {entry.sha256[:16]}…; the file "
+            f"is damaged, copy or download it again"
+        )

@@ -1,0 +1,120 @@
+"""An output that appears whole or not at all.
+
+Everything is written into `OUT.partial`, which no software takes for a model: config.json comes
+last. When all is there it is renamed to `OUT`. A job file in it names the job (its input, its
+options), so that a second run of the same job resumes and a different one refuses; a lock on
+that file keeps two runs apart.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from tersor.format.errors import Interrupted, OutputExists, UsageError
+
+JOB_FILE = ".tersor-job.json"
+
+
+class Output:
+    """The output of one job, open for writing under `partial`."""
+
+    def __init__(self, final: Path, job: Mapping[str, Any]) -> None:
+        """Refuse a finished `final`, then create or take up `final`.partial for this `job`."""
+        self.final = final
+        self.partial = final.with_name(final.name + ".partial")
+        self.identity = json.dumps(job, sort_keys=True)
+        if final.exists() and not (final.is_dir() and not any(final.iterdir())):
+            raise OutputExists(f"{final}: exists already and is never overwritten; delete it or choose another name")
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+            self._lock = self._take_lock()
+        except OSError as error:
+            raise UsageError(f"{self.partial}: cannot be written ({error.strerror}); choose another output") from error
+        self._check_job()
+
+    def finish_directory(self, config: Mapping[str, Any], index: Mapping[str, Any] | None, index_name: str) -> None:
+        """Write the JSON files, config last, and rename the directory into place."""
+        if index is not None:
+            _write_json(self.partial / index_name, index)
+        _write_json(self.partial / "config.json", config)
+        (self.partial / JOB_FILE).unlink()
+        _sync_directory(self.partial)
+        self.partial.rename(self.final)
+        _sync_directory(self.final.parent)
+        self._lock.close()
+
+    def finish_file(self, name: str) -> None:
+        """Rename the one file `name` into place and remove the directory."""
+        (self.partial / name).rename(self.final)
+        _sync_directory(self.final.parent)
+        self._lock.close()
+        shutil.rmtree(self.partial)
+
+    def carry_over(self, source: Path, files: list[Path]) -> None:
+        """Copy `files`, relative to `source`, unchanged."""
+        for file in files:
+            target = self.partial / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / file, target)
+
+    def close(self) -> None:
+        """Let go of the lock; what was written stays for a resume."""
+        self._lock.close()
+
+    def _take_lock(self) -> IO[str]:
+        file = (self.partial / JOB_FILE).open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise UsageError(f"{self.partial}: another tersor is writing there; wait for it or stop it") from error
+        return file
+
+    def _check_job(self) -> None:
+        self._lock.seek(0)
+        found = self._lock.read()
+        if not found:
+            self._lock.write(self.identity)
+            self._lock.flush()
+        elif found != self.identity:
+            self._lock.close()
+            raise UsageError(
+                f"{self.partial}: was left by another job (other input, options or version); delete it to start "
+                f"afresh, or choose another output"
+            )
+
+
+@contextmanager
+def resumable(output: Output) -> Iterator[None]:
+    """Turn a failed write into an error that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        raise Interrupted(
+            f"{error.filename or output.partial}: {error.strerror or error}. What is done is kept in "
+            f"{output.partial}; mend the cause and run the same command again to go on from there"
+        ) from error
+    finally:
+        output.close()
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
