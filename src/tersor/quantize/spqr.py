@@ -29,14 +29,21 @@ DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
 def quantize(
-    weight: Tensor, h: Tensor | None, settings: Settings, compute: torch.dtype = torch.float32, name: str = ""
+    weight: Tensor,
+    h: Tensor | None,
+    settings: Settings,
+    compute: torch.dtype = torch.float32,
+    served: torch.dtype | None = None,
+    name: str = "?",
 ) -> Quantized:
     """Quantise `weight` (R, C) of bf16, f16 or f32 under the Hessian `h` (C, C); None is the identity.
 
-    Runs on the weight's device in the float type `compute`. `name` is for messages. Raises
-    `UsageError` when a weight is NaN or infinite and `UnknownDtype` for other types.
+    Runs on the weight's device in the float type `compute`. `served` is the type of the weight when it
+    is served, if `weight` holds it in a wider one; `name` is for messages. Raises `UsageError` when a
+    weight is NaN or infinite and `UnknownDtype` for other types.
     """
-    dtype = _dtype_of(weight, name)
+    served = served or weight.dtype
+    dtype = _dtype_of(weight, served, name)
     columns = weight.shape[1]
     unit = unit_of(weight, name)
     if h is None:
@@ -46,27 +53,25 @@ def quantize(
         places = torch.from_numpy(order).to(h.device, torch.int64)
         upper = inverse_factor(h[places][:, places], settings.percdamp).to(compute)
     w = weight.detach().to(compute).T[torch.from_numpy(order).to(weight.device, torch.int64)] / unit
-    return settle(_Columns(w, upper, settings, weight.dtype, unit).run().result(dtype), order)
+    return settle(_Columns(w, upper, settings, served, unit).run().result(dtype), order)
 
 
-def unit_of(weight: Tensor, name: str = "") -> float:
+def unit_of(weight: Tensor, name: str = "?") -> float:
     """The power of two that brings the largest weight into [1, 2); 1 when all are zero."""
     largest = float(weight.abs().max()) if weight.numel() else 0.0
     if not math.isfinite(largest):
         raise UsageError(
-            f"tensor {name or '?'} holds NaN or infinite weights; it cannot be quantised, keep it lossless"
+            f"tensor {name} holds NaN or infinite weights; it cannot be quantised, keep it lossless"
         )
     return math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest > 0 else 1.0
 
 
-def _dtype_of(weight: Tensor, name: str) -> str:
-    if weight.dtype not in DTYPES:
-        raise UnknownDtype(f"tensor {name or '?'} is {weight.dtype}; only bf16, f16 and f32 can be quantised")
+def _dtype_of(weight: Tensor, served: torch.dtype, name: str) -> str:
+    if weight.dtype not in DTYPES or served not in DTYPES:
+        raise UnknownDtype(f"tensor {name} is {weight.dtype}; only bf16, f16 and f32 can be quantised")
     if weight.ndim != 2:
-        raise UsageError(
-            f"tensor {name or '?'} has shape {tuple(weight.shape)}; only matrices can be quantised"
-        )
-    return DTYPES[weight.dtype]
+        raise UsageError(f"tensor {name} has shape {tuple(weight.shape)}; only matrices can be quantised")
+    return DTYPES[served]
 
 
 class _Columns:

@@ -1,0 +1,93 @@
+"""Watching which inputs reach which matrix, and summing their Hessians.
+
+Instead of hooks on modules, every call of `linear(x, weight)` is seen where it happens, by a torch
+function mode: so an expert's slice of a fused parameter is found like any other weight, by its address.
+Matrices that are given the very same input (q, k and v; gate and up) share one Hessian.
+
+Where an expert got few tokens its own Hessian says little, and where it got none nothing; damping
+(relative to the mean of the diagonal) then leads to plain rounding. Nothing divides by a count of zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from tersor.quantize.blocks import Target
+
+
+class Hessian:
+    """The running sum of x x^T in float32."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum: Tensor | None = None
+
+    def add(self, inputs: Tensor) -> None:
+        """Add inputs (..., C)."""
+        x = inputs.reshape(-1, inputs.shape[-1]).float()
+        if self.sum is None:
+            self.sum = torch.zeros(x.shape[1], x.shape[1], device=x.device)
+        self.sum.addmm_(x.T, x)
+        self.count += len(x)
+
+    def mean(self) -> Tensor | None:
+        """(2/N) sum x x^T, (C, C); None when no input came."""
+        return None if self.sum is None else self.sum * (2.0 / self.count)
+
+
+class Observer(TorchFunctionMode):
+    """Within it, the inputs of `targets` are summed; call `next_sequence` after each forward pass."""
+
+    def __init__(self, targets: Iterable[Target]) -> None:
+        super().__init__()
+        self._by_address = {target.weight.data_ptr(): target for target in targets}
+        self._leader: dict[str, str] = {}
+        self._hessians: dict[str, Hessian] = {}
+        self._inputs: dict[tuple[Any, ...], tuple[str, Tensor]] = {}
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.linear:
+            x = args[0] if args else kwargs["input"]
+            weight = args[1] if len(args) > 1 else kwargs["weight"]
+            target = self._by_address.get(weight.data_ptr())
+            if target is not None and weight.shape == target.weight.shape:
+                with torch._C.DisableTorchFunction():
+                    self._see(target.name, x.detach())
+        return func(*args, **kwargs)
+
+    def _see(self, name: str, x: Tensor) -> None:
+        if name not in self._leader:
+            # the tensor is kept until the pass ends, so an equal address means the same input
+            key = (x.data_ptr(), tuple(x.shape), x.stride())
+            leader, _ = self._inputs.setdefault(key, (name, x))
+            self._leader[name] = leader
+        if self._leader[name] == name:
+            self._hessians.setdefault(name, Hessian()).add(x)
+
+    def next_sequence(self) -> None:
+        """Forget the inputs of the pass that ended."""
+        self._inputs.clear()
+
+    def groups(self) -> list[list[str]]:
+        """Names of matrices by shared input, in order of first use."""
+        found: dict[str, list[str]] = {}
+        for name, leader in self._leader.items():
+            found.setdefault(leader, []).append(name)
+        return list(found.values())
+
+    def hessian(self, name: str) -> Hessian:
+        """The Hessian of one matrix; empty when it was never used."""
+        return self._hessians.get(self._leader.get(name, name), Hessian())

@@ -1,0 +1,74 @@
+"""Quantised matrices on disk while a job runs, so that a killed job goes on where it stopped.
+
+One safetensors file per matrix, renamed into place when whole, beside `job.json`, which names the job:
+settings, calibration tokens, model. A job that differs refuses the folder instead of mixing results.
+This is scratch, not the checkpoint format.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from tersor.format.errors import UsageError
+from tersor.quantize.quantized import Quantized
+from tersor.quantize.settings import Settings
+
+ARRAYS = ("codes", "scale_codes", "zero_codes", "stats", "outlier_index", "outlier_value", "order")
+
+
+class Store:
+    """A folder of finished matrices of one job; `job` is any JSON value that identifies it."""
+
+    def __init__(self, folder: str | Path, job: Any) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        wanted = json.dumps(job, sort_keys=True)
+        marker = self.folder / "job.json"
+        if marker.exists() and marker.read_text() != wanted:
+            raise UsageError(f"{self.folder} holds the start of another job; remove it, or repeat that job")
+        _replace(marker, lambda path: path.write_text(wanted))
+
+    def put(self, name: str, q: Quantized) -> None:
+        """Keep a finished matrix."""
+        arrays = {key: np.ascontiguousarray(getattr(q, key)) for key in ARRAYS if getattr(q, key) is not None}
+        header = {
+            "settings": json.dumps(asdict(q.settings)),
+            "dtype": q.dtype,
+            "unit": q.unit.hex(),
+            "name": name,
+        }
+        _replace(self._path(name), lambda path: save_file(arrays, path, header))
+
+    def get(self, name: str) -> Quantized | None:
+        """A finished matrix, or None when there is none (yet)."""
+        path = self._path(name)
+        if not path.exists():
+            return None
+        with safe_open(path, "numpy") as file:
+            header = file.metadata()
+            arrays: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return Quantized(
+            Settings(**json.loads(header["settings"])),
+            header["dtype"],
+            float.fromhex(header["unit"]),
+            order=arrays.pop("order", None),
+            **arrays,
+        )
+
+    def _path(self, name: str) -> Path:
+        # tensor names may be longer than file names and differ only in case
+        return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _replace(path: Path, write: Any) -> None:
+    scratch = path.with_suffix(".part")
+    write(scratch)
+    scratch.replace(path)

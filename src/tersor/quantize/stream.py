@@ -1,0 +1,199 @@
+"""Quantising a model block by block.
+
+    calls = inputs of the first block, and what else each block is called with
+    for each block:   sum Hessians over a forward pass of every sequence
+                      quantise its matrices, put the dequantised weights in their place
+                      the outputs of the quantised block are the inputs of the next
+
+One block at a time is on the device, and one sequence; hidden states wait in host memory. So a GPU
+needs room for a block and its Hessians, not for the model. Parallel blocks, mixtures of experts and
+several stacks (encoder, decoder) need nothing special: matrices are found by structure and their
+inputs by watching.
+
+With `true_sequential` the matrices of a block are quantised in the order of their use, each after the
+error of the ones before it is in its inputs, at the price of one more forward pass per step.
+
+Given a `Store`, every finished matrix is kept at once and not computed again when the job is repeated.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from tersor.format.errors import UsageError
+from tersor.quantize import spqr
+from tersor.quantize.blocks import Stack, Target, find_stacks, find_targets
+from tersor.quantize.capture import Calls, capture, hidden_of, move
+from tersor.quantize.dequantize_torch import dequantize
+from tersor.quantize.observe import Observer
+from tersor.quantize.quantized import Bits, Quantized
+from tersor.quantize.settings import Settings
+from tersor.quantize.store import Store
+
+log = logging.getLogger(__name__)
+
+Choose = Callable[[str], Settings | None]
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What happened to one matrix."""
+
+    name: str
+    shape: tuple[int, int]
+    bits: Bits
+    outliers: float
+    """Share of weights kept as outliers."""
+    error: float | None
+    """Squared error of the layer's output over the output's own square; None when taken from a store."""
+    tokens: int
+    """Calibration tokens that reached it."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """How to quantise a model; everything but the model and the text."""
+
+    choose: Choose
+    """The settings of each matrix by name; None leaves it as it is."""
+    device: torch.device | str = "cpu"
+    served: torch.dtype | None = None
+    """Type of the weights when served, if the model holds them in a wider one."""
+    compute: torch.dtype = torch.float32
+    true_sequential: bool = False
+    store: Store | None = None
+    progress: Callable[[LayerReport], None] | None = None
+
+
+def quantize_model(
+    model: nn.Module, sequences: Tensor, job: Job, run: Callable[[Tensor], object] | None = None
+) -> list[LayerReport]:
+    """Quantise the blocks of `model` in place, calibrated on `sequences` (N, L).
+
+    `run` feeds one sequence (1, L) to the model; by default as `input_ids` without a cache. The weights
+    afterwards are the dequantised ones; the codes go to `job.store`. Raises `UsageError` for weights or
+    activations that are not finite, and for a model without blocks.
+    """
+    model.eval()
+    experts = getattr(model, "set_experts_implementation", None)
+    if callable(experts):
+        experts("eager")  # the one that calls linear() expert by expert
+    start = run or (lambda ids: model(input_ids=ids.to(_device(model)), use_cache=False))
+    reports: list[LayerReport] = []
+    with torch.no_grad():
+        for stack in find_stacks(model):
+            home = _device(model)
+            calls = capture(start, stack.blocks, sequences)
+            for number in range(len(stack.blocks)):
+                reports += _block(stack, number, calls, job, home)
+    return reports
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _block(stack: Stack, number: int, calls: Calls, job: Job, home: torch.device) -> list[LayerReport]:
+    """Quantise block `number` and advance `calls.hidden` past it."""
+    name = f"{stack.name}.{number}"
+    block = stack.blocks[number].to(job.device)
+    targets = {t.name: t for t in find_targets(block, name) if job.choose(t.name) is not None}
+    known = {n: q for n in targets if job.store and (q := job.store.get(n))}
+    reports: list[LayerReport] = []
+    if job.true_sequential:  # what is done already was done before the rest was looked at
+        reports += [_place(targets[n], q, job) for n, q in known.items()]
+    pending = [n for n in targets if n not in known]
+    while pending:
+        observer = Observer(targets[n] for n in pending)
+        with observer:
+            for _ in _outputs(block, number, calls, job):
+                observer.next_sequence()
+        steps = observer.groups()
+        if job.true_sequential and len(steps) > 1:
+            now = steps[0]
+        else:
+            used = [n for step in steps for n in step]
+            now = used + _idle(targets, {*used, *known}, [n for n in pending if n not in used])
+            pending = now
+        reports += [_quantize(targets[n], observer, job) for n in now]
+        pending = [n for n in pending if n not in now]
+    if not job.true_sequential:
+        reports += [_place(targets[n], q, job) for n, q in known.items()]
+    for i, hidden in enumerate(_outputs(block, number, calls, job)):
+        if not torch.isfinite(hidden).all():
+            raise UsageError(f"block {name} gives NaN or infinite activations on calibration sequence {i}")
+        calls.hidden[i] = hidden.cpu()
+    block.to(home)
+    return reports
+
+
+def _outputs(block: nn.Module, number: int, calls: Calls, job: Job) -> Iterable[Tensor]:
+    for hidden, rest in zip(calls.hidden, calls.rest, strict=True):
+        args, kwargs = move(rest[number], job.device)
+        yield hidden_of(block(hidden.to(job.device), *args, **kwargs))
+
+
+def _idle(targets: dict[str, Target], used: set[str], unused: list[str]) -> list[str]:
+    """Matrices no token reached that are to be quantised all the same.
+
+    A linear layer, or an expert's slice when some other slice of its parameter was applied as a
+    matrix: that one is just rarely chosen. A parameter of which no slice was is used in another way.
+    """
+    applied = {id(targets[name].parameter) for name in used}
+    idle = []
+    for name in unused:
+        if targets[name].index is None or id(targets[name].parameter) in applied:
+            log.warning("%s: no calibration token reached it; it is rounded without a Hessian", name)
+            idle.append(name)
+        else:
+            log.warning("%s: not applied as a matrix of (outputs, inputs); left as it is", name)
+    return idle
+
+
+def _quantize(target: Target, observer: Observer, job: Job) -> LayerReport:
+    begin = time.perf_counter()
+    settings = job.choose(target.name)
+    assert settings is not None
+    weight, hessian = target.weight, observer.hessian(target.name)
+    h = hessian.mean()
+    if h is None:
+        h = torch.zeros(weight.shape[1], weight.shape[1], device=weight.device)
+    if not torch.isfinite(h).all():
+        raise UsageError(f"{target.name}: its inputs on the calibration text are NaN or infinite")
+    q = spqr.quantize(
+        weight, h if settings.feedback else None, settings, job.compute, job.served, name=target.name
+    )
+    if job.store:
+        job.store.put(target.name, q)
+    before = weight.float().clone()
+    weight.copy_(dequantize(q, weight.device))
+    error = _energy(weight.float() - before, h) / max(_energy(before, h), 1e-30)
+    return _report(target, q, error, hessian.count, time.perf_counter() - begin, job)
+
+
+def _energy(w: Tensor, h: Tensor) -> float:
+    """tr(W H W^T)."""
+    return float(((w @ h) * w).sum())
+
+
+def _place(target: Target, q: Quantized, job: Job) -> LayerReport:
+    """Put a matrix that was quantised earlier into the model."""
+    target.weight.copy_(dequantize(q, target.weight.device))
+    return _report(target, q, None, 0, 0.0, job)
+
+
+def _report(
+    target: Target, q: Quantized, error: float | None, tokens: int, seconds: float, job: Job
+) -> LayerReport:
+    share = len(q.outlier_value) / max(q.codes.size, 1)
+    report = LayerReport(target.name, q.shape, q.bits(), share, error, tokens, seconds)
+    if job.progress:
+        job.progress(report)
+    return report
