@@ -53,8 +53,8 @@ def evaluate(
     """Evaluate `model` on text files and task files (.jsonl), by file name.
 
     `original` is the model it was made from; with it, divergences are measured on the texts too.
-    `length` is the context in tokens; `join_lines` joins a text's
-    lines by blank lines, as papers score WikiText (its perplexity is then higher); `limit` cuts every task to its first rows. Raises
+    `length` is the context in tokens. `join_lines` joins a text's lines by blank lines, as papers score
+    WikiText (which raises its perplexity). `limit` cuts every task to its first rows. Raises
     `UsageError` for files that cannot be used.
     """
     ppl: dict[str, Perplexity] = {}

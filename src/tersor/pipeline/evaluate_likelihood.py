@@ -65,7 +65,7 @@ def likelihood(
         width = len(inputs[batch[0]])
         ids = torch.tensor([inputs[i] + [0] * (width - len(inputs[i])) for i in batch], device=device)
         with torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False).logits
+            logits = model(input_ids=ids, use_cache=False).logits.detach()
         for row, i in enumerate(batch):
             tail = encoded[i][1][-length:]
             stop = len(inputs[i])
