@@ -88,7 +88,9 @@ def compress(
         totals = _Totals(source.nbytes, on_progress)
         for shard in source.shards:
             _compress_shard(shard, output, source, totals)
-        index_map = {part: shard.path.name for shard in source.shards for part in totals.stored[shard.path.name]}
+        index_map = {
+            part: shard.path.name for shard in source.shards for part in totals.stored[shard.path.name]
+        }
         if source.is_file:
             output.finish_file(source.path.name)
         else:
@@ -138,18 +140,29 @@ def _check_request(source: Checkpoint, final: Path) -> None:
     if is_compressed(source):
         raise UsageError(f"{source.path}: is compressed already; `tersor decompress` gives the original back")
     if source.is_file and final.suffix != ".safetensors":
-        raise UsageError(f"{final}: a single file is compressed to a single file; give it a name in .safetensors")
+        raise UsageError(
+            f"{final}: a single file is compressed to a single file; give it a name in .safetensors"
+        )
     if not source.is_file and final.resolve().is_relative_to(source.path.resolve()):
         raise UsageError(f"{final}: lies inside the model it is made from; choose an output beside it")
 
 
 def _job(source: Checkpoint) -> Mapping[str, Any]:
     shards = [[s.path.name, s.path.stat().st_size, s.path.stat().st_mtime_ns] for s in source.shards]
-    return {"job": "compress", "format": FORMAT_VERSION, "source": str(source.path.resolve()), "shards": shards}
+    return {
+        "job": "compress",
+        "format": FORMAT_VERSION,
+        "source": str(source.path.resolve()),
+        "shards": shards,
+    }
 
 
 def _config(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    ours: dict[str, Any] = {"quant_method": QUANT_METHOD, "format_version": FORMAT_VERSION, "tersor_version": __version__}
+    ours: dict[str, Any] = {
+        "quant_method": QUANT_METHOD,
+        "format_version": FORMAT_VERSION,
+        "tersor_version": __version__,
+    }
     original = (config or {}).get("quantization_config")
     if original is not None:
         ours["original"] = original
@@ -168,10 +181,15 @@ def _compress_shard(shard: Shard, output: Output, source: Checkpoint, totals: _T
     try:
         for name, entry in writer.entries.items():
             assert entry is not None
-            stored = sum(writer.extents[p.name].nbytes for p in stored_tensors(name, entry) if p.name in writer.extents)
+            stored = sum(
+                writer.extents[p.name].nbytes for p in stored_tensors(name, entry) if p.name in writer.extents
+            )
             totals.count(name, entry, shard.tensors[name].nbytes, stored, resumed=True)
         todo = [(shard, name, _cost(e)) for name, e in shard.tensors.items() if name not in writer.entries]
-        with ThreadPoolExecutor(1, "tersor-hash") as hasher, ThreadPoolExecutor(1, "tersor-write") as output_thread:
+        with (
+            ThreadPoolExecutor(1, "tersor-hash") as hasher,
+            ThreadPoolExecutor(1, "tersor-write") as output_thread,
+        ):
             previous: Future[None] | None = None
             for _, name, data in read_ahead(todo, budget):
                 extent = shard.tensors[name]
@@ -179,7 +197,9 @@ def _compress_shard(shard: Shard, output: Output, source: Checkpoint, totals: _T
                 if previous is not None:
                     previous.result()
                 previous = output_thread.submit(_write, writer, name, entry, parts, budget, _cost(extent))
-                totals.count(name, entry, extent.nbytes, sum(b.nbytes for p in parts for b in p.data), resumed=False)
+                totals.count(
+                    name, entry, extent.nbytes, sum(b.nbytes for p in parts for b in p.data), resumed=False
+                )
                 del data, parts
             if previous is not None:
                 previous.result()
@@ -194,12 +214,16 @@ def _count_finished(shard: Shard, target: Path, totals: _Totals) -> None:
     """Count a shard that an earlier run finished."""
     done = read_shard(target)
     for name, entry in parse_manifest(done.metadata, str(target)).items():
-        stored = sum(done.tensors[p.name].nbytes for p in stored_tensors(name, entry) if p.name in done.tensors)
+        stored = sum(
+            done.tensors[p.name].nbytes for p in stored_tensors(name, entry) if p.name in done.tensors
+        )
         totals.count(name, entry, shard.tensors[name].nbytes, stored, resumed=True)
     totals.stored[shard.path.name] = list(done.tensors)
 
 
-def _write(writer: ShardWriter, name: str, entry: TensorEntry, parts: list[Part], budget: Budget, cost: int) -> None:
+def _write(
+    writer: ShardWriter, name: str, entry: TensorEntry, parts: list[Part], budget: Budget, cost: int
+) -> None:
     try:
         writer.add(name, entry, parts)
     finally:
@@ -215,7 +239,9 @@ def _compress_tensor(
 ) -> tuple[TensorEntry, list[Part]]:
     """The manifest entry and the stored parts of one tensor, decoded and compared already."""
     sha256 = hasher.submit(lambda: hashlib.sha256(data.data).hexdigest())
-    packed = encode(data, extent.dtype, extent.shape) if wants_compression(extent.dtype, extent.shape) else None
+    packed = (
+        encode(data, extent.dtype, extent.shape) if wants_compression(extent.dtype, extent.shape) else None
+    )
     if packed is not None and packed.nbytes < data.nbytes:
         if not equals(packed, data):
             raise VerificationError(

@@ -53,7 +53,9 @@ def decompress(model: str | Path, out: str | Path, *, on_progress: OnProgress = 
     source = compressed.checkpoint
     final = Path(out)
     if source.is_file and final.suffix != ".safetensors":
-        raise UsageError(f"{final}: a single file is decompressed to a single file; give it a name in .safetensors")
+        raise UsageError(
+            f"{final}: a single file is decompressed to a single file; give it a name in .safetensors"
+        )
     if not source.is_file and final.resolve().is_relative_to(source.path.resolve()):
         raise UsageError(f"{final}: lies inside the model it is made from; choose an output beside it")
     entries = _entries_by_shard(compressed)
@@ -91,7 +93,12 @@ def _entries_by_shard(model: Compressed) -> dict[str, dict[str, TensorEntry]]:
 def _job(model: Compressed) -> Mapping[str, Any]:
     source = model.checkpoint
     shards = [[s.path.name, s.path.stat().st_size, s.path.stat().st_mtime_ns] for s in source.shards]
-    return {"job": "decompress", "format": FORMAT_VERSION, "source": str(source.path.resolve()), "shards": shards}
+    return {
+        "job": "decompress",
+        "format": FORMAT_VERSION,
+        "source": str(source.path.resolve()),
+        "shards": shards,
+    }
 
 
 def _config(config: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -31,15 +31,21 @@ class Output:
         self.partial = final.with_name(final.name + ".partial")
         self.identity = json.dumps(job, sort_keys=True)
         if final.exists() and not (final.is_dir() and not any(final.iterdir())):
-            raise OutputExists(f"{final}: exists already and is never overwritten; delete it or choose another name")
+            raise OutputExists(
+                f"{final}: exists already and is never overwritten; delete it or choose another name"
+            )
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_lock()
         except OSError as error:
-            raise UsageError(f"{self.partial}: cannot be written ({error.strerror}); choose another output") from error
+            raise UsageError(
+                f"{self.partial}: cannot be written ({error.strerror}); choose another output"
+            ) from error
         self._check_job()
 
-    def finish_directory(self, config: Mapping[str, Any], index: Mapping[str, Any] | None, index_name: str) -> None:
+    def finish_directory(
+        self, config: Mapping[str, Any], index: Mapping[str, Any] | None, index_name: str
+    ) -> None:
         """Write the JSON files, config last, and rename the directory into place."""
         if index is not None:
             _write_json(self.partial / index_name, index)
@@ -74,7 +80,9 @@ class Output:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.close()
-            raise UsageError(f"{self.partial}: another tersor is writing there; wait for it or stop it") from error
+            raise UsageError(
+                f"{self.partial}: another tersor is writing there; wait for it or stop it"
+            ) from error
         return file
 
     def _check_job(self) -> None:

@@ -172,5 +172,7 @@ def _parse_line(line: str) -> tuple[str, TensorEntry | None, list[tuple[str, Ext
         return None
     fields = record["entry"]
     entry = TensorEntry(fields[0], fields[1], tuple(fields[2]), fields[3]) if fields else None
-    parts = [(part, Extent(dtype, tuple(shape), b, e), crc) for part, dtype, shape, b, e, crc in record["parts"]]
+    parts = [
+        (part, Extent(dtype, tuple(shape), b, e), crc) for part, dtype, shape, b, e, crc in record["parts"]
+    ]
     return record["name"], entry, parts

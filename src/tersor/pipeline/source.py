@@ -23,7 +23,9 @@ def local_path(model: str, revision: str | None = None) -> Path:
     if Path(model).exists():
         return Path(model)
     if not looks_like_hub_id(model):
-        raise UsageError(f"{model}: there is no such file or directory, and it is no Hub id (owner/name) either")
+        raise UsageError(
+            f"{model}: there is no such file or directory, and it is no Hub id (owner/name) either"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

@@ -122,4 +122,6 @@ def _compare_headers(model: Compressed, original: Checkpoint) -> Iterator[Failur
             have = f"{theirs[name].dtype} {list(theirs[name].shape)}"
             yield Failure(name, "WrongShape", f"tensor {name!r}: {original.path} has it as {have}")
     for name in theirs.keys() - model.entries.keys():
-        yield Failure(name, "MissingTensor", f"tensor {name!r}: is in {original.path} and not in the compressed model")
+        yield Failure(
+            name, "MissingTensor", f"tensor {name!r}: is in {original.path} and not in the compressed model"
+        )

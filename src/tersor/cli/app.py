@@ -1,0 +1,76 @@
+"""The `tersor` application: its commands, its exit statuses, and how an error ends it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from tersor._version import __version__
+from tersor.cli.commands import compress, decompress, demo, doctor, inspect, plan, run_model, verify
+from tersor.cli.render import print_error
+from tersor.format.errors import TersorError
+
+_EPILOG = """
+**Exit status**: 0 done · 1 failed · 2 wrong usage, or the output exists · 3 a checkpoint breaks the format ·
+4 verification failed · 5 writing was cut short (run again to resume) · 6 a library is missing ·
+7 a GPU kernel failed · 130 interrupted
+
+**Environment**: TERSOR_THREADS, threads of the CPU codec · TERSOR_DISABLE_AUTOLOAD=1, do not register with
+Transformers when torch is imported
+"""
+
+app = typer.Typer(
+    name="tersor",
+    help="Terse weights for large language models: lossless at about 70 % of bfloat16, proven bit for bit.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for _name, _module in (
+    ("compress", compress),
+    ("verify", verify),
+    ("decompress", decompress),
+    ("inspect", inspect),
+    ("plan", plan),
+    ("run", run_model),
+    ("doctor", doctor),
+    ("demo", demo),
+):
+    app.command(_name, epilog=_module.EPILOG)(_module.command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tersor {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
+def run() -> None:
+    """Run the command line; errors raised on purpose become a message and their exit status."""
+    as_json = "--json" in sys.argv
+    try:
+        app()
+    except TersorError as error:
+        print_error(error, as_json)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print_error("interrupted; what is done is kept, run the same command again to go on", as_json)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has gone; so do we
+        sys.exit(1)

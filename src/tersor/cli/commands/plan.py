@@ -1,0 +1,82 @@
+"""`tersor plan`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from tersor.cli.commands.options import AsJson, Model
+from tersor.cli.render import out, print_json, size
+from tersor.format.errors import UsageError
+from tersor.pipeline.plan import Plan, plan
+
+EPILOG = """
+**Examples**
+
+`tersor plan meta-llama/Llama-3.1-8B --gpu 16GB --context 8k`
+
+`tersor plan ./my-model --context 128k --json`
+"""
+
+
+def command(
+    model: Model,
+    gpu: Annotated[str | None, typer.Option(metavar="SIZE", help="A GPU's memory, such as 24GB.")] = None,
+    context: Annotated[
+        str, typer.Option(metavar="TOKENS", help="Context of one sequence, such as 8192 or 32k.")
+    ] = "2k",
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit, for a Hub id.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a model would take, and what fits which GPU, from headers only.
+
+    Nothing but headers is read, also on the Hub. Sizes marked ~ are estimates from measured models; compress to know.
+    """
+    result = plan(model, gpu_bytes=_parse_bytes(gpu), context=_parse_tokens(context), revision=revision)
+    print_json(result) if as_json else _show(result)
+
+
+def _parse_bytes(text: str | None) -> int | None:
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(G|GB|GIB|M|MB|MIB)?", text.strip().upper())
+    if not match:
+        raise UsageError(f"--gpu {text}: give a size such as 24GB or 80GiB")
+    scale = {"G": 10**9, "GB": 10**9, "GIB": 2**30, "M": 10**6, "MB": 10**6, "MIB": 2**20}
+    return int(float(match[1]) * scale[match[2] or "GB"])
+
+
+def _parse_tokens(text: str) -> int:
+    match = re.fullmatch(r"(\d+)\s*(k?)", text.strip().lower())
+    if not match:
+        raise UsageError(f"--context {text}: give tokens such as 8192 or 32k")
+    return int(match[1]) * (1024 if match[2] else 1)
+
+
+def _show(result: Plan) -> None:
+    out.print(
+        f"[bold]{result.model}[/]: {result.parameters:,} parameters; KV cache "
+        f"{size(result.kv_bytes_per_token)} per token, {size(result.kv_bytes_per_token * result.context)} for {result.context:,}"
+    )
+    table = Table(box=None, pad_edge=False)
+    table.add_column("weights")
+    for title in ("size", "bits/weight", f"with {result.context:,} tokens", "smallest GPU"):
+        table.add_column(title, justify="right")
+    if result.gpu_bytes is not None:
+        table.add_column(f"tokens that fit {size(result.gpu_bytes)}", justify="right")
+    for s in result.sizes:
+        row = [
+            s.codec,
+            ("" if s.exact else "~") + size(s.weight_bytes),
+            f"{s.bits_per_weight:.2f}",
+            size(s.total_bytes),
+            f"{s.fits_gb} GB" if s.fits_gb else "none alone",
+        ]
+        if result.gpu_bytes is not None:
+            row.append(f"{s.context_on_gpu:,}" if s.context_on_gpu else "does not fit")
+        table.add_row(*row)
+    out.print(table)
+    out.print("[dim]with tokens: weights, KV cache of one sequence in bfloat16, and 1 GB for the runtime[/]")

@@ -1,0 +1,134 @@
+"""Load a model with Transformers and generate, the same way for plain and compressed ones."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tersor.format.errors import MissingDependency, UsageError
+from tersor.pipeline.source import local_path
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a model said: the prompt's and the new tokens, the new text, and how long it took."""
+
+    model: Path
+    device: str
+    prompt_tokens: int
+    tokens: tuple[int, ...]
+    text: str
+    seconds: float
+    weight_bytes: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens per second, the prompt's processing included."""
+        return len(self.tokens) / self.seconds if self.seconds else 0.0
+
+
+def require_transformers() -> Any:
+    """The transformers module, with tersor registered in it; MissingDependency if it is not installed."""
+    try:
+        import transformers
+
+        import tersor.integrations.transformers  # noqa: F401  (registers, also where the entry point is switched off)
+    except ImportError as error:
+        raise MissingDependency(
+            f"{error.name or error} is not installed, and running a model needs it: pip install 'tersor[hf,cpu]'"
+        ) from error
+    return transformers
+
+
+class Generator:
+    """A loaded model with its tokenizer. `device` is "cpu", "cuda" or "auto"."""
+
+    def __init__(self, model: str | Path, device: str = "auto") -> None:
+        """Load `model` (directory or Hub id), plain or compressed."""
+        transformers = require_transformers()
+        import torch
+
+        self.path = local_path(str(model))
+        if self.path.is_file():
+            raise UsageError(
+                f"{self.path}: is a single file; running needs a model directory with config and tokenizer"
+            )
+        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        try:
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(self.path)
+            loaded = transformers.AutoModelForCausalLM.from_pretrained(self.path, dtype="auto")
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UsageError(f"{self.path}: Transformers cannot load it: {error}") from error
+        self._model = loaded.to(self.device).eval()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all parameters and buffers as they lie in memory, each counted once."""
+        held = {t.data_ptr(): t.nbytes for t in [*self._model.parameters(), *self._model.buffers()]}
+        return sum(held.values())
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+        chat: bool = False,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Generation:
+        """Continue `prompt` (as a user's turn if `chat`); greedy when `temperature` is 0."""
+        transformers = require_transformers()
+        import torch
+
+        ids = self._prompt_ids(prompt, chat).to(self.device)
+        torch.manual_seed(seed)
+        sampling: dict[str, Any] = {"do_sample": False}
+        if temperature > 0:
+            sampling = {"do_sample": True, "temperature": temperature}
+        streamer = _streamer(transformers, self._tokenizer, on_text) if on_text else None
+        started = time.monotonic()
+        with torch.inference_mode():
+            output = self._model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                pad_token_id=self._tokenizer.pad_token_id or self._tokenizer.eos_token_id,
+                streamer=streamer,
+                **sampling,
+            )
+        seconds = time.monotonic() - started
+        new = output[0, ids.shape[1] :].tolist()
+        text = self._tokenizer.decode(new, skip_special_tokens=True)
+        return Generation(self.path, self.device, ids.shape[1], tuple(new), text, seconds, self.weight_bytes)
+
+    def _prompt_ids(self, prompt: str, chat: bool) -> torch.Tensor:
+        if not chat:
+            ids: torch.Tensor = self._tokenizer(prompt, return_tensors="pt").input_ids
+            if not ids.shape[1]:
+                raise UsageError("the prompt is empty; give at least one token")
+            return ids
+        if not self._tokenizer.chat_template:
+            raise UsageError(f"{self.path}: has no chat template; leave --chat out")
+        turns = [{"role": "user", "content": prompt}]
+        encoded = self._tokenizer.apply_chat_template(
+            turns, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        chat_ids: torch.Tensor = encoded["input_ids"]
+        return chat_ids
+
+
+def _streamer(transformers: Any, tokenizer: Any, on_text: Callable[[str], None]) -> Any:
+    class Streamer(transformers.TextStreamer):  # type: ignore[misc]
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            on_text(text)
+
+    return Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -1,0 +1,167 @@
+"""`tersor plan`: what a model would take, from headers only: which codec, which GPU, which context.
+
+Nothing but headers is read, also on the Hub (a few range requests), so planning for a 400 GB
+model takes seconds. Lossless sizes are estimates until a model is compressed: the bits per
+weight below are what trained models took (dev/BENCHMARKS.md), everything counted, and they vary
+by a percent or two between models. The KV cache is exact for the usual attention with grouped
+keys and values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tersor.format.checkpoint import Checkpoint, open_checkpoint
+from tersor.format.dtypes import nbytes
+from tersor.format.errors import UsageError
+from tersor.format.validate import check_compressed, is_compressed
+from tersor.pipeline.compress import wants_compression
+from tersor.pipeline.source import local_path, looks_like_hub_id
+
+# Bits per weight of the huffman codec on trained weights, index and tables counted.
+HUFFMAN_BITS: Mapping[str, float] = {"BF16": 10.8, "F16": 13.7, "F32": 26.8, "F8_E4M3": 6.8, "F8_E5M2": 6.9}
+
+# Memory of common GPUs, in GB (1e9 bytes) as sold; a little is lost to driver and runtime.
+GPUS_GB = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)
+RUNTIME_BYTES = 10**9  # CUDA context, workspace, activations of one token
+_KV_BYTES = 2  # the cache is bfloat16
+
+
+@dataclass(frozen=True)
+class TensorHeader:
+    """A tensor as a header tells it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class SizePlan:
+    """One way to hold the weights: its bytes, and for how many tokens each GPU has room then."""
+
+    codec: str
+    weight_bytes: int
+    bits_per_weight: float
+    exact: bool  # measured from a compressed model rather than estimated
+    total_bytes: int  # weights, KV cache of the asked context, runtime
+    fits_gb: int | None  # the smallest common GPU that holds the total
+    context_on_gpu: int | None  # tokens that fit on the asked GPU; None without one or without room
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The answer to `tersor plan`."""
+
+    model: str
+    parameters: int
+    context: int
+    kv_bytes_per_token: int
+    gpu_bytes: int | None
+    sizes: tuple[SizePlan, ...]
+
+
+def plan(
+    model: str | Path, *, gpu_bytes: int | None = None, context: int = 2048, revision: str | None = None
+) -> Plan:
+    """Sizes of `model` (directory, file or Hub id) as it is and compressed, for `context` tokens of one sequence."""
+    if looks_like_hub_id(str(model)):
+        headers, config, measured = _hub_headers(str(model), revision)
+    else:
+        headers, config, measured = _local_headers(open_checkpoint(local_path(str(model))))
+    kv = kv_bytes_per_token(config)
+    original = sum(h.nbytes for h in headers)
+    parameters = sum(math.prod(h.shape) for h in headers)
+    if measured is None:
+        lossless, exact = sum(_lossless_bytes(h) for h in headers), False
+    else:
+        lossless, exact = measured, True
+    sizes = tuple(
+        _size(codec, weights, is_exact, parameters, kv, context, gpu_bytes)
+        for codec, weights, is_exact in (("as it is", original, True), ("lossless", lossless, exact))
+    )
+    return Plan(str(model), parameters, context, kv, gpu_bytes, sizes)
+
+
+def kv_bytes_per_token(config: Mapping[str, Any]) -> int:
+    """Bytes that one token of one sequence adds to the KV cache; 0 if the config does not tell."""
+    text = config.get("text_config", config)
+    layers = _first(text, "num_hidden_layers", "n_layer", "num_layers")
+    heads = _first(text, "num_attention_heads", "n_head")
+    hidden = _first(text, "hidden_size", "n_embd", "d_model")
+    if not layers or not heads or not hidden:
+        return 0
+    kv_heads = _first(text, "num_key_value_heads", "num_kv_heads") or (
+        1 if text.get("multi_query") else heads
+    )
+    head_dim = text.get("head_dim") or hidden // heads
+    return int(2 * layers * kv_heads * head_dim * _KV_BYTES)
+
+
+def _first(config: Mapping[str, Any], *names: str) -> int:
+    return next((int(config[n]) for n in names if isinstance(config.get(n), int)), 0)
+
+
+def _lossless_bytes(header: TensorHeader) -> int:
+    if not wants_compression(header.dtype, header.shape):
+        return header.nbytes
+    return int(math.prod(header.shape) * HUFFMAN_BITS[header.dtype] / 8)
+
+
+def _size(
+    codec: str, weights: int, exact: bool, parameters: int, kv: int, context: int, gpu_bytes: int | None
+) -> SizePlan:
+    total = weights + kv * context + RUNTIME_BYTES
+    fits = next((gb for gb in GPUS_GB if total <= gb * 10**9), None)
+    tokens = None
+    if gpu_bytes is not None and kv:
+        room = gpu_bytes - weights - RUNTIME_BYTES
+        tokens = room // kv if room > 0 else None
+    return SizePlan(
+        codec, weights, 8 * weights / parameters if parameters else 0.0, exact, total, fits, tokens
+    )
+
+
+def _local_headers(source: Checkpoint) -> tuple[list[TensorHeader], Mapping[str, Any], int | None]:
+    if not is_compressed(source):
+        headers = [
+            _header(name, s.tensors[name].dtype, s.tensors[name].shape) for s, name in source.tensors()
+        ]
+        return headers, source.config or {}, None
+    model = check_compressed(source)
+    headers = [_header(name, e.dtype, e.shape) for name, e in model.entries.items()]
+    return headers, source.config or {}, sum(model.stored_bytes(name) for name in model.entries)
+
+
+def _hub_headers(
+    model: str, revision: str | None
+) -> tuple[list[TensorHeader], Mapping[str, Any], int | None]:
+    import json
+
+    from huggingface_hub import get_safetensors_metadata, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, NotASafetensorsRepoError
+
+    try:
+        found = get_safetensors_metadata(model, revision=revision)
+        config = json.loads(Path(hf_hub_download(model, "config.json", revision=revision)).read_text("utf-8"))
+    except NotASafetensorsRepoError as error:
+        raise UsageError(
+            f"{model}: holds no safetensors weights on the Hub; tersor reads no other format"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise UsageError(
+            f"{model}: is no path here, and its headers cannot be had from the Hub: "
+            f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}"
+        ) from error
+    files: Iterable[Any] = found.files_metadata.values()
+    headers = [_header(name, t.dtype, tuple(t.shape)) for f in files for name, t in f.tensors.items()]
+    return headers, config, None
+
+
+def _header(name: str, dtype: str, shape: tuple[int, ...]) -> TensorHeader:
+    return TensorHeader(name, dtype, shape, nbytes(dtype, math.prod(shape)))
