@@ -1,0 +1,33 @@
+"""Transformers 5: tersor as a quantization method, by the two decorators Transformers has for that.
+
+Importing this module registers it. Nobody has to: see `tersor.integrations.autoload`.
+
+    AutoModelForCausalLM.from_pretrained(DIR)                                        a compressed checkpoint
+    AutoModelForCausalLM.from_pretrained(DIR, quantization_config=TersorConfig())    compress while loading
+
+    config.py      what config.json says, and the user's options
+    quantizer.py   Transformers' interface, thin
+    homes.py       which parameter of the model each tensor of the checkpoint is
+    loading.py     giving the model's modules their compressed form, before the data comes
+    encoding.py    compressing tensors as they are loaded
+    tying.py       tied weights share one compressed tensor
+    saving.py      the state dict and manifest of a checkpoint that keeps FORMAT.md's rules
+
+Kept working for Transformers 5.17 up to the newest; where they differ, a comment says so.
+"""
+
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZER_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+
+from tersor.format.constants import QUANT_METHOD
+from tersor.integrations.transformers.config import TersorConfig
+from tersor.integrations.transformers.quantizer import TersorQuantizer
+
+__all__ = ["TersorConfig", "TersorQuantizer"]
+
+if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:  # a reload of this module is no error
+    register_quantization_config(QUANT_METHOD)(TersorConfig)
+    register_quantizer(QUANT_METHOD)(TersorQuantizer)

@@ -1,0 +1,107 @@
+"""Compressing tensors one by one as Transformers loads them.
+
+Peak memory is the compressed model and one plain tensor. Which tensors: those that reach
+their parameter under a renaming, or stay leaves under a stack of experts, so that what is
+saved later carries the names the checkpoint had. What other converters compute stays plain.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers.core_model_loading import ConversionOps
+
+from tersor.format.constants import CODEC_HUFFMAN
+from tersor.format.dtypes import RAW_BYTES
+from tersor.format.layout import BOOK, OFFSETS, TILES
+from tersor.format.manifest import TensorEntry
+from tersor.integrations.transformers.homes import Homes
+from tersor.integrations.transformers.loading import open_files
+from tersor.integrations.transformers.surgery import owner, parameter_dtypes, stack
+from tersor.integrations.transformers.tying import partners, tie_parts
+from tersor.kernels.ops import safetensors_dtype
+from tersor.nn import compress
+
+MIN_ELEMENTS = 4096  # FORMAT.md section 4: below, tables outweigh what is saved
+
+
+def prepare_encoding(
+    model: Any, files: Sequence[str] | None, config: Mapping[str, Any], dtype: torch.dtype | None
+) -> tuple[list[Any], frozenset[str]]:
+    """Prepare `model` for a plain checkpoint.
+
+    Returns the converters that stacks of experts have replaced, and the parameters to encode.
+    """
+    extents = {n: e for shard in open_files(files, config).shards for n, e in shard.tensors.items()}
+    homes = Homes(model).find(extents)
+    eligible = {
+        name
+        for name in homes
+        if extents[name].dtype in RAW_BYTES
+        and len(extents[name].shape) >= 2
+        and math.prod(extents[name].shape) >= MIN_ELEMENTS
+    }
+    converters: list[Any] = []
+    for name in sorted(eligible):
+        if homes[name].path is not None and homes[name].converter not in converters:
+            converters.append(homes[name].converter)
+    stacked = {name: home for name, home in homes.items() if home.converter in converters}
+    stack(model, stacked, {n: extents[n].shape for n in stacked}, parameter_dtypes(model, dtype))
+
+    loaded = {home.parameter for home in homes.values()}
+    wanted = {homes[name].leaf for name in eligible if homes[name].converter in (None, *converters)}
+    # a checkpoint that holds both sides of a tied pair, alike or not, is tied or not when both are there
+    twice = {name for name in wanted if any(partner in loaded for partner in partners(model, name))}
+    return converters, frozenset(wanted - twice)
+
+
+class Encode(ConversionOps):
+    """Transformers' step between reading a tensor and setting the parameter."""
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        source_patterns: list[str],
+        target_patterns: list[str],
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """{parameter: plain tensor} -> {parameter of a stored part: tensor}; plain if it does not shrink."""
+        model, name, missing = kwargs["model"], kwargs["full_layer_name"], kwargs["missing_keys"]
+        value = input_dict[name]
+        weight: torch.Tensor = value[0] if isinstance(value, list) else value
+        tiles, offsets, book = torch.ops.tersor.huffman_encode(weight.cpu())
+        if tiles.nbytes + offsets.nbytes + book.nbytes >= weight.nbytes:
+            return {name: weight}
+        entry = TensorEntry(
+            CODEC_HUFFMAN, safetensors_dtype(weight.dtype), tuple(weight.shape), _sha256(weight)
+        )
+        parts = {TILES: tiles, OFFSETS: offsets, BOOK: book}
+        for parameter in (name, *partners(model, name)):
+            _expect_parts(model, parameter, entry, parts, missing)
+        tie_parts(model, name, entry)
+        loaded = {name + suffix: part.to(weight.device) for suffix, part in parts.items()}
+        missing -= loaded.keys()
+        return loaded
+
+
+def _expect_parts(
+    model: Any, parameter: str, entry: TensorEntry, parts: Mapping[str, torch.Tensor], missing: set[str]
+) -> None:
+    """Replace the plain `parameter`, not loaded yet, by meta tensors of the stored shapes; parts: by suffix."""
+    module, leaf = owner(model, parameter)
+    plain = module.get_parameter(leaf)
+    compress(
+        module, leaf, entry, {leaf + suffix: part.to("meta") for suffix, part in parts.items()}, plain.dtype
+    )
+    missing.discard(parameter)
+    missing |= {parameter + suffix for suffix in parts}
+
+
+def _sha256(weight: torch.Tensor) -> str:
+    """Of the tensor's bytes, row-major."""
+    data = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(data.numpy().data).hexdigest()

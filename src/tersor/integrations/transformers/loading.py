@@ -1,0 +1,143 @@
+"""Giving a model its compressed form before any data is read.
+
+Transformers builds the model without data, calls us, and then reads every stored tensor into
+the parameter of its name. So here, from the headers alone, each plain parameter is replaced
+by parameters of exactly the stored shapes, on the meta device. Device maps are then exact,
+offloading finds what it looks for, and nothing is decoded while loading.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tersor.format.checkpoint import Checkpoint
+from tersor.format.constants import CODEC_HUFFMAN
+from tersor.format.errors import MissingTensor, UsageError, WrongShape
+from tersor.format.layout import stored_tensors
+from tersor.format.shard import read_shard
+from tersor.format.validate import Compressed, check_compressed
+from tersor.integrations.transformers.homes import Home, Homes
+from tersor.integrations.transformers.surgery import owner, parameter_dtypes, stack
+from tersor.integrations.transformers.tying import partners, tie_parts, untie
+from tersor.nn import compress
+
+_STORED_DTYPES = {"U8": torch.uint8, "U32": torch.uint32}
+
+
+def open_files(files: Sequence[str] | None, config: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint that Transformers resolved to these files; UsageError if they are not safetensors."""
+    if not files or not all(str(file).endswith(".safetensors") for file in files):
+        raise UsageError(
+            "tersor loads safetensors checkpoints only: save the model once with save_pretrained, which writes "
+            "them, and load that"
+        )
+    shards = tuple(read_shard(Path(file)) for file in files)
+    return Checkpoint(Path(files[0]).parent, shards, {"quantization_config": dict(config)}, None)
+
+
+def prepare_compressed(
+    model: Any, files: Sequence[str] | None, config: Mapping[str, Any], dtype: torch.dtype | None
+) -> list[Any]:
+    """Prepare `model` for a compressed checkpoint; returns the converters that this has replaced."""
+    checkpoint = check_compressed(open_files(files, config))
+    entries = {name: e for name, e in checkpoint.entries.items() if e.codec == CODEC_HUFFMAN}
+    homes = Homes(model).find(checkpoint.entries)
+    _refuse_homeless(model, entries.keys() - homes.keys())
+    converters = _stacking({name: home for name, home in homes.items() if name in entries})
+    dtypes = parameter_dtypes(model, dtype)
+    stacked = {name: home for name, home in homes.items() if home.converter in converters}
+    stack(model, stacked, {name: checkpoint.entries[name].shape for name in stacked}, dtypes)
+
+    leaves = {home.parameter if home.converter is None else home.leaf: name for name, home in homes.items()}
+    for leaf, name in leaves.items():
+        if name in entries:
+            _place(model, leaf, name, checkpoint, dtypes)
+    for leaf, name in leaves.items():
+        if name in entries:
+            _tie(model, leaf, leaves, checkpoint, dtypes)
+    _expect_guards(model, [leaf for leaf, name in leaves.items() if name in entries])
+    return converters
+
+
+def _refuse_homeless(model: Any, names: Iterable[str]) -> None:
+    """Raise for compressed tensors that the model has no place for, unless that is intended.
+
+    It is for a class other than the saved one (a base model without its head), and for names
+    that the model's class ignores.
+    """
+    if type(model).__name__ not in (getattr(model.config, "architectures", None) or ()):
+        return
+    ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+    homeless = sorted(name for name in names if not any(pattern.search(name) for pattern in ignored))
+    if homeless:
+        raise MissingTensor(
+            f"tensor {homeless[0]!r} (and {len(homeless) - 1} more): {type(model).__name__} has no such parameter; "
+            f"does config.json belong to this checkpoint, and does this Transformers know the model?"
+        )
+
+
+def _stacking(homes: Mapping[str, Home]) -> list[Any]:
+    """The converters that make something of these compressed tensors; they must be stacks of experts."""
+    converters: list[Any] = []
+    for name, home in homes.items():
+        if home.converter is not None and home.path is None:
+            operations = ", ".join(type(operation).__name__ for operation in home.converter.operations)
+            raise UsageError(
+                f"tensor {name!r}: Transformers computes {home.parameter!r} from it while loading ({operations}), "
+                f"which tersor cannot do with compressed tensors; `tersor decompress` the checkpoint and load that"
+            )
+        if home.converter is not None and home.converter not in converters:
+            converters.append(home.converter)
+    return converters
+
+
+def _place(
+    model: Any, leaf: str, name: str, checkpoint: Compressed, dtypes: Mapping[str, torch.dtype]
+) -> None:
+    """Replace the plain parameter `leaf` by what is stored for the checkpoint's tensor `name`."""
+    entry, (module, parameter) = checkpoint.entries[name], owner(model, leaf)
+    plain = module.get_parameter(parameter)
+    if tuple(plain.shape) != entry.shape:
+        raise WrongShape(
+            f"tensor {name!r} is {list(entry.shape)}, and {leaf!r} of {type(model).__name__} is "
+            f"{list(plain.shape)}; is config.json that of this checkpoint?"
+        )
+    parts = {}
+    for here, there in zip(stored_tensors(parameter, entry), stored_tensors(name, entry), strict=True):
+        if not here.optional:
+            shape = checkpoint.shard_of[there.name].tensors[there.name].shape
+            parts[here.name] = torch.empty(shape, dtype=_STORED_DTYPES[here.dtype], device="meta")
+    compress(module, parameter, entry, parts, dtypes.get(leaf, plain.dtype))
+
+
+def _tie(
+    model: Any,
+    leaf: str,
+    leaves: Mapping[str, str],
+    checkpoint: Compressed,
+    dtypes: Mapping[str, torch.dtype],
+) -> None:
+    """Make the parameters tied to the compressed `leaf` compressed too; leaves: parameter -> tensor's name."""
+    name = leaves[leaf]
+    for partner in partners(model, leaf):
+        if partner not in leaves:
+            _place(model, partner, name, checkpoint, dtypes)
+        elif checkpoint.entries[leaves[partner]].codec != CODEC_HUFFMAN:
+            untie(model, partner)
+    tie_parts(model, leaf, checkpoint.entries[name])
+
+
+def _expect_guards(model: Any, leaves: Iterable[str]) -> None:
+    """Let Transformers pass over the guards, which now match no parameter, without a warning.
+
+    It wants regular expressions; numbers are made a class of their own, so that a thousand
+    experts are one expression.
+    """
+    patterns = {re.sub(r"\\?\d+", lambda _: r"\d+", re.escape(leaf)) for leaf in leaves}
+    known = set(model._keys_to_ignore_on_load_unexpected or ())
+    model._keys_to_ignore_on_load_unexpected = known | {f"^{pattern}$" for pattern in patterns}

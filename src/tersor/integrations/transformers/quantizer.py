@@ -1,0 +1,86 @@
+"""Transformers' quantizer interface: each hook says where it leads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.quantizers.base import HfQuantizer
+
+
+class TersorQuantizer(HfQuantizer):
+    """Loads, saves and restores models whose weights are compressed.
+
+    Modules with torch code are imported when a model is loaded: importing Transformers stays
+    as fast as it was.
+    """
+
+    requires_calibration = False
+
+    def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        self.replaced: list[Any] = []  # the model's converters whose work the modules do now
+        self.to_encode: frozenset[str] = frozenset()
+
+    def _process_model_before_weight_loading(
+        self, model: Any, checkpoint_files: Any = None, dtype: torch.dtype | None = None, **_: Any
+    ) -> Any:
+        from tersor.integrations.transformers import encoding, loading
+
+        config = self.quantization_config.to_dict()
+        if self.pre_quantized:
+            self.replaced = loading.prepare_compressed(model, checkpoint_files, config, dtype)
+        else:
+            self.replaced, self.to_encode = encoding.prepare_encoding(model, checkpoint_files, config, dtype)
+        return model
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
+        """Everything but the converters that stacks of experts have replaced (5.17 passes no model)."""
+        replaced = {(tuple(c.source_patterns), c.scope_prefix) for c in self.replaced}
+        return [c for c in weight_conversions if (tuple(c.source_patterns), c.scope_prefix) not in replaced]
+
+    def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
+        """Whether the tensor of this parameter is to be encoded when it is loaded."""
+        return param_name in self.to_encode
+
+    def get_quantize_ops(self) -> Any:
+        """The encoder."""
+        from tersor.integrations.transformers.encoding import Encode
+
+        return Encode()
+
+    def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        if (getattr(model, "_tp_size", None) or 1) > 1:
+            raise NotImplementedError(
+                f"{type(model).__name__}: tensor parallelism cannot shard compressed weights yet; load without a "
+                f"tensor-parallel plan, or `tersor decompress` the checkpoint and load that"
+            )
+        return model
+
+    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
+        from tersor.integrations.transformers.restoring import restore_model
+
+        return restore_model(model, self.replaced, dtype)
+
+    def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """What save_pretrained writes."""
+        from tersor.integrations.transformers.saving import state_dict_and_metadata
+
+        return state_dict_and_metadata(model)
+
+    def is_serializable(self) -> bool:
+        """Compressed checkpoints are saved as such."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Not yet: the stored form cannot be updated."""
+        return False
+
+    @property
+    def is_compileable(self) -> bool:
+        """Not unasked: Inductor's fusion changes bf16 results, and we promise them unchanged.
+
+        `torch.compile(model)` works for whoever asks for it.
+        """
+        return False

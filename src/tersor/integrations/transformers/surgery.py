@@ -1,0 +1,65 @@
+"""Putting stored forms and stacks of experts into a Transformers model that has no data yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers.core_model_loading import build_glob_alternation
+
+from tersor.format.errors import MissingTensor
+from tersor.integrations.transformers.homes import Home, concatenated, projection
+from tersor.nn import ExpertStack, stack_experts
+
+
+def owner(model: Any, name: str) -> tuple[torch.nn.Module, str]:
+    """The module that has the parameter `name` of the model, and the parameter's name in it."""
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
+
+
+def parameter_dtypes(model: Any, dtype: torch.dtype | None) -> dict[str, torch.dtype]:
+    """The dtype each parameter of the plain model would have: the requested one, less those kept in fp32."""
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters(remove_duplicate=False)}
+    plan = model._get_dtype_plan(dtype) if dtype is not None else {}
+    if plan:
+        pattern, group_name, _ = build_glob_alternation(list(plan))
+        for name in dtypes:
+            match = pattern.search(name)
+            if match and match.lastgroup:
+                dtypes[name] = plan[group_name[match.lastgroup]]
+    return dtypes
+
+
+def stack(
+    model: Any,
+    homes: Mapping[str, Home],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, torch.dtype],
+) -> None:
+    """Replace the parameters that stack experts by one plain leaf for each tensor of the checkpoint.
+
+    homes: of the tensors of the checkpoint that stacking converters match; shapes: theirs.
+    """
+    leaves: dict[str, dict[str, torch.Tensor]] = {}
+    converters = {home.parameter: home.converter for home in homes.values()}
+    for name, home in homes.items():
+        assert home.path is not None
+        leaf = torch.empty(shapes[name], dtype=dtypes[home.parameter], device="meta")
+        leaves.setdefault(home.parameter, {})[home.path] = leaf
+    for parameter, converter in converters.items():
+        module, name = owner(model, parameter)
+        shape, dim = tuple(module.get_parameter(name).shape), concatenated(converter)
+        assert dim is not None
+        tails = [projection(pattern) for pattern in converter.source_patterns]
+        odd = leaves[parameter].keys() ^ {f"{index}.{tail}" for index in range(shape[0]) for tail in tails}
+        if odd:
+            raise MissingTensor(
+                f"parameter {parameter!r}: checkpoint and configuration do not agree on expert tensor "
+                f"{min(odd)!r}; is config.json that of this checkpoint?"
+            )
+        projections = tuple(tail.rpartition(".")[0] for tail in tails)
+        stack_experts(
+            module, [ExpertStack(name, projections, dim, shape, dtypes[parameter])], leaves[parameter]
+        )
