@@ -100,6 +100,8 @@ def test_divergence_is_zero_from_itself_and_right_from_another() -> None:
     assert far.kl_max == pytest.approx(max(expected), rel=1e-4)
     assert far.same_top == pytest.approx(sum(agree) / len(agree))
     assert 0 < far.kl_stderr < far.kl
+    assert far.excess_loss == pytest.approx(ppl.loss - far.original_loss)
+    assert 0 < far.excess_loss_stderr < ppl.loss_stderr
 
 
 def test_wikitext_is_joined_as_its_rows_are() -> None:

@@ -46,7 +46,9 @@ class Divergence:
     kl_max: float
     same_top: float  # share of tokens where both find the same token most likely
     same_top_stderr: float
-    original_loss: float  # of the original on the same tokens
+    original_loss: float  # of the original on the same tokens, nats per token
+    excess_loss: float  # of the model over the original: relative perplexity loss is exp(excess) - 1
+    excess_loss_stderr: float  # smaller than either loss's, since both read the same tokens
 
 
 def read_text(path: str | Path, join_lines: bool = False) -> str:
@@ -118,6 +120,8 @@ def divergence(
         same_top=float(torch.cat(same).mean()),
         same_top_stderr=_stderr(same),
         original_loss=float(torch.cat(reference).mean()),
+        excess_loss=float((torch.cat(losses) - torch.cat(reference)).mean()),
+        excess_loss_stderr=_stderr([a - b for a, b in zip(losses, reference, strict=True)]),
     )
 
 

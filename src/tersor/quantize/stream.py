@@ -1,14 +1,11 @@
 """Quantising a model block by block.
 
-    calls = inputs of the first block, and what else each block is called with
     for each block:   sum Hessians over a forward pass of every sequence
                       quantise its matrices, put the dequantised weights in their place
                       the outputs of the quantised block are the inputs of the next
 
-One block at a time is on the device, and one sequence; hidden states wait in host memory. So a GPU
-needs room for a block and its Hessians, not for the model. Parallel blocks, mixtures of experts and
-several stacks (encoder, decoder) need nothing special: matrices are found by structure and their
-inputs by watching.
+Parallel blocks, mixtures of experts and several stacks (encoder, decoder) need nothing special:
+matrices are found by structure and their inputs by watching.
 
 With `true_sequential` the matrices of a block are quantised in the order of their use, each after the
 error of the ones before it is in its inputs, at the price of one more forward pass per step.
@@ -20,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -28,13 +25,13 @@ from torch import Tensor, nn
 
 from tersor.format.errors import UsageError
 from tersor.quantize import spqr
-from tersor.quantize.blocks import Stack, Target, find_stacks, find_targets
-from tersor.quantize.capture import Calls, capture, hidden_of, move
+from tersor.quantize.blocks import Target
 from tersor.quantize.dequantize_torch import dequantize
 from tersor.quantize.observe import Observer
 from tersor.quantize.quantized import Bits, Quantized
 from tersor.quantize.settings import Settings
 from tersor.quantize.store import Store
+from tersor.quantize.walk import Run, Stop, walk
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +70,7 @@ class Job:
 
 
 def quantize_model(
-    model: nn.Module, sequences: Tensor, job: Job, run: Callable[[Tensor], object] | None = None
+    model: nn.Module, sequences: Tensor, job: Job, run: Run | None = None
 ) -> list[LayerReport]:
     """Quantise the blocks of `model` in place, calibrated on `sequences` (N, L).
 
@@ -81,40 +78,23 @@ def quantize_model(
     afterwards are the dequantised ones; the codes go to `job.store`. Raises `UsageError` for weights or
     activations that are not finite, and for a model without blocks.
     """
-    model.eval()
-    experts = getattr(model, "set_experts_implementation", None)
-    if callable(experts):
-        experts("eager")  # the one that calls linear() expert by expert
-    start = run or (lambda ids: model(input_ids=ids.to(_device(model)), use_cache=False))
     reports: list[LayerReport] = []
-    with torch.no_grad():
-        for stack in find_stacks(model):
-            home = _device(model)
-            calls = capture(start, stack.blocks, sequences)
-            for number in range(len(stack.blocks)):
-                reports += _block(stack, number, calls, job, home)
+    for stop in walk(model, sequences, job.device, run):
+        with torch.no_grad():
+            reports += _block(stop, job)
     return reports
 
 
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def _block(stack: Stack, number: int, calls: Calls, job: Job, home: torch.device) -> list[LayerReport]:
-    """Quantise block `number` and advance `calls.hidden` past it."""
-    name = f"{stack.name}.{number}"
-    block = stack.blocks[number].to(job.device)
-    targets = {t.name: t for t in find_targets(block, name) if job.choose(t.name) is not None}
+def _block(stop: Stop, job: Job) -> list[LayerReport]:
+    """Quantise the chosen matrices of one block."""
+    targets = {t.name: t for t in stop.targets() if job.choose(t.name) is not None}
     known = {n: q for n in targets if job.store and (q := job.store.get(n))}
     reports: list[LayerReport] = []
     if job.true_sequential:  # what is done already was done before the rest was looked at
         reports += [_place(targets[n], q, job) for n, q in known.items()]
     pending = [n for n in targets if n not in known]
     while pending:
-        observer = Observer(targets[n] for n in pending)
-        with observer:
-            for _ in _outputs(block, number, calls, job):
-                observer.next_sequence()
+        observer = stop.observe([targets[n] for n in pending])
         steps = observer.groups()
         if job.true_sequential and len(steps) > 1:
             now = steps[0]
@@ -126,18 +106,7 @@ def _block(stack: Stack, number: int, calls: Calls, job: Job, home: torch.device
         pending = [n for n in pending if n not in now]
     if not job.true_sequential:
         reports += [_place(targets[n], q, job) for n, q in known.items()]
-    for i, hidden in enumerate(_outputs(block, number, calls, job)):
-        if not torch.isfinite(hidden).all():
-            raise UsageError(f"block {name} gives NaN or infinite activations on calibration sequence {i}")
-        calls.hidden[i] = hidden.cpu()
-    block.to(home)
     return reports
-
-
-def _outputs(block: nn.Module, number: int, calls: Calls, job: Job) -> Iterable[Tensor]:
-    for hidden, rest in zip(calls.hidden, calls.rest, strict=True):
-        args, kwargs = move(rest[number], job.device)
-        yield hidden_of(block(hidden.to(job.device), *args, **kwargs))
 
 
 def _idle(targets: dict[str, Target], used: set[str], unused: list[str]) -> list[str]:
