@@ -13,6 +13,7 @@ spare; an output is allocated here.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from tersor.codec.streams import encode_table, multi_table
 from tersor.codec.threads import each, threads
 from tersor.codec.tiles import count_symbols, decode_row, decode_tiles, encode_tiles
 from tersor.format.constants import ALIGN, MAX_CODE_BITS, STREAM, SYMBOLS, TAIL, TILE_COLS, TILE_ROWS
-from tersor.format.dtypes import RAW_BYTES
+from tersor.format.dtypes import RAW_BYTES, itemsize
 from tersor.format.errors import BadTile, UnknownDtype
 from tersor.format.layout import Grid, aligned
 
@@ -131,7 +132,7 @@ def decode_rows(packed: Packed, rows: NDArray[np.int64], where: str = "tensor") 
     kind, raw, grid = _kind(packed.dtype), RAW_BYTES[packed.dtype], packed.grid
     if rows.size and not (rows.min() >= 0 and rows.max() < grid.rows):
         raise IndexError(f"{where}: rows must lie in 0..{grid.rows - 1}")
-    table, meta = multi_table(packed.book)
+    table, meta = _tables(packed.book.tobytes())
     out = np.empty(rows.size * grid.cols, ELEMENT[packed.dtype])
 
     def decode_one(i: int) -> int:
@@ -141,7 +142,7 @@ def decode_rows(packed: Packed, rows: NDArray[np.int64], where: str = "tensor") 
         return bad
 
     _refuse_bad(each(decode_one, range(rows.size)), where)
-    return out.view(np.uint8).reshape(rows.size, -1)
+    return out.view(np.uint8).reshape(rows.size, grid.cols * itemsize(packed.dtype))
 
 
 def _kind(dtype: str) -> int:
@@ -155,7 +156,7 @@ def _decode_grid(
 ) -> list[int]:
     """Decode the tiles of `grid` that `offsets` point to; for each run a tile that lies, or -1."""
     kind, raw, tiles = _kind(packed.dtype), RAW_BYTES[packed.dtype], packed.tiles
-    table, meta = multi_table(packed.book)
+    table, meta = _tables(packed.book.tobytes())
 
     def decode_run(i: int) -> int:
         first, stop = i * _RUN, min((i + 1) * _RUN, grid.tiles)
@@ -165,6 +166,12 @@ def _decode_grid(
         return bad
 
     return each(decode_run, range(-(-grid.tiles // _RUN)))
+
+
+@lru_cache(maxsize=512)
+def _tables(book: bytes) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+    """`multi_table` of a checked book, kept: a running model decodes its layers again and again."""
+    return multi_table(np.frombuffer(book, np.uint8))
 
 
 def _elements(data: U8, dtype: str) -> NDArray[np.unsignedinteger[Any]]:
