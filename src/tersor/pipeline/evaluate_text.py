@@ -84,12 +84,12 @@ def perplexity(model: nn.Module, ids: list[Tensor], size: int, step: Step | None
     """Perplexity over windows of tokens of a text of `size` bytes."""
     import torch
 
-    losses = []
-    for done, window in enumerate(ids, 1):
+    losses = _per_token(ids)
+    for n, window in enumerate(ids):
         with torch.no_grad():
-            losses.append(_losses(_logprobs(model, window), window))
+            losses[n].copy_(_losses(_logprobs(model, window), window))
         if step:
-            step(done, len(ids))
+            step(n + 1, len(ids))
     return _perplexity(losses, ids, size)
 
 
@@ -99,17 +99,17 @@ def divergence(
     """Perplexity of `model`, and its divergence from `original`, over the same windows."""
     import torch
 
-    losses, reference, kl, same = [], [], [], []
-    for done, window in enumerate(ids, 1):
+    losses, reference, kl, same = (_per_token(ids) for _ in range(4))
+    for n, window in enumerate(ids):
         with torch.no_grad():
             q, p = _logprobs(model, window), _logprobs(original, window)
             p = p.to(q.device)
-            losses.append(_losses(q, window))
-            reference.append(_losses(p, window))
-            kl.append((p.exp() * (p - q)).sum(-1).double().cpu())
-            same.append((p.argmax(-1) == q.argmax(-1)).double().cpu())
+            losses[n].copy_(_losses(q, window))
+            reference[n].copy_(_losses(p, window))
+            kl[n].copy_((p.exp() * (p - q)).sum(-1))
+            same[n].copy_(p.argmax(-1) == q.argmax(-1))
         if step:
-            step(done, len(ids))
+            step(n + 1, len(ids))
     every = torch.cat(kl)
     return _perplexity(losses, ids, size), Divergence(
         tokens=len(every),
@@ -134,7 +134,15 @@ def _logprobs(model: nn.Module, window: Tensor) -> Tensor:
 
 def _losses(logprobs: Tensor, window: Tensor) -> Tensor:
     targets = window[0, 1:, None].to(logprobs.device)
-    return -logprobs.gather(-1, targets)[:, 0].double().cpu()
+    return -logprobs.gather(-1, targets)[:, 0]
+
+
+def _per_token(ids: list[Tensor]) -> list[Tensor]:
+    """Room for one number per scored token. Made before the loop: small tensors that outlive large ones
+    would split the heap, and host memory would grow with the text."""
+    import torch
+
+    return [torch.empty(window.shape[1] - 1, dtype=torch.float64) for window in ids]
 
 
 def _perplexity(losses: list[torch.Tensor], ids: list[Tensor], size: int) -> Perplexity:
