@@ -72,7 +72,8 @@ def main(models: list[Path]) -> int:
             dtype = max(summary.tensors, key=lambda t: t.original_bytes).dtype
             good &= proof.ok and restored and tokens != "NO"
             print(
-                f"| {model.name} | {dtype} | {made.original_bytes:,} | {made.stored_bytes:,} | {100 * made.ratio:.2f} % | "
+                f"| {model.name} | {dtype} | {made.original_bytes:,} | {made.stored_bytes:,} | "
+                f"{100 * made.ratio:.2f} % | "
                 f"{8 * made.stored_bytes / weights:.3f} | {max(gaps)[0]:.3f} ({max(gaps)[1]}, of {len(large)}) | "
                 f"{'ok' if proof.ok else 'NO'} | {'yes' if restored else 'NO'} | {tokens} |",
                 flush=True,
