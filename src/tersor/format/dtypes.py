@@ -34,6 +34,20 @@ BITS: dict[str, int] = {
 RAW_BYTES: dict[str, int] = {"BF16": 1, "F16": 1, "F32": 3, "F8_E4M3": 0, "F8_E5M2": 0}
 
 
+def is_shape(value: object) -> bool:
+    """Whether `value`, out of JSON, is a list of sizes with a product below 2^63, as safetensors demands."""
+    if not isinstance(value, list):
+        return False
+    elements = 1
+    for size in value:
+        if type(size) is not int or size < 0:
+            return False
+        elements *= size
+        if elements >= 2**63:  # at once: the product of a million such sizes would take hours
+            return False
+    return True
+
+
 def nbytes(dtype: str, elements: int) -> int:
     """Bytes of `elements` elements of `dtype`; UnknownDtype if there is no such dtype."""
     if dtype not in BITS:

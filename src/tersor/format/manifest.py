@@ -12,8 +12,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tersor.format import strict_json
 from tersor.format.constants import CODEC_HUFFMAN, CODEC_RAW, FORMAT_VERSION, MANIFEST_KEY
-from tersor.format.dtypes import BITS, RAW_BYTES, nbytes
+from tersor.format.dtypes import BITS, RAW_BYTES, is_shape, nbytes
 from tersor.format.errors import BadManifest, UnknownCodec, UnknownDtype, UnknownVersion
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -52,9 +53,11 @@ def parse_manifest(metadata: Mapping[str, str], where: str = "checkpoint") -> di
             f"or a tool that drops metadata rewrote it; compress the original model again"
         )
     try:
-        document = json.loads(text)
+        document = strict_json.loads(text)
     except ValueError as error:
-        raise BadManifest(f"{where}: the manifest is not JSON ({error}); the file is damaged") from error
+        raise BadManifest(
+            f"{where}: the manifest is not JSON as it must be ({error}); the file is damaged"
+        ) from error
     if not isinstance(document, dict) or not isinstance(document.get("version"), int):
         raise BadManifest(f"{where}: the manifest has no version; the file is damaged")
     if document["version"] != FORMAT_VERSION:
@@ -82,7 +85,7 @@ def _parse_entry(name: str, entry: object, where: str) -> TensorEntry:
         )
     if dtype not in BITS or (codec == CODEC_HUFFMAN and dtype not in RAW_BYTES):
         raise UnknownDtype(f"{where}: tensor {name!r}: codec {codec!r} cannot hold dtype {dtype!r}")
-    if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+    if not is_shape(shape):
         raise BadManifest(f"{where}: tensor {name!r}: shape {shape!r} is not a list of sizes")
     if not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
         raise BadManifest(f"{where}: tensor {name!r}: sha256 is not 64 hexadecimal digits")

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tersor.format import strict_json
 from tersor.format.constants import MAX_HEADER_BYTES
-from tersor.format.dtypes import BITS, nbytes
+from tersor.format.dtypes import BITS, is_shape
 from tersor.format.errors import BadHeader, BadRange
 
 U8 = NDArray[np.uint8]
@@ -108,16 +109,12 @@ def parse_header(header: bytes, file_size: int, path: Path) -> Shard:
 
 
 def _parse_json(header: bytes, path: Path) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise BadHeader(f"{path}: the header names something twice; the file is damaged")
-        return result
-
     try:
-        document = json.loads(header.decode("utf-8"), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
-        raise BadHeader(f"{path}: the header is not JSON ({error}); the file is damaged") from error
+        document = strict_json.loads(header.decode("utf-8"))
+    except ValueError as error:
+        raise BadHeader(
+            f"{path}: the header is not JSON as it must be ({error}); the file is damaged"
+        ) from error
     if not isinstance(document, dict):
         raise BadHeader(f"{path}: the header is not a JSON object; the file is damaged")
     return document
@@ -134,19 +131,25 @@ def _parse_extent(name: str, value: object, start: int, path: Path) -> Extent:
         raise BadHeader(
             f"{where}: dtype {dtype!r} is not one of safetensors'; is the file newer than tersor?"
         )
-    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    if not is_shape(shape) or not _is_range(offsets):
         raise BadHeader(
             f"{where}: shape {shape!r} or data_offsets {offsets!r} make no sense; the file is damaged"
         )
-    if offsets[1] - offsets[0] != nbytes(dtype, math.prod(shape)):
+    if 8 * (offsets[1] - offsets[0]) != BITS[dtype] * math.prod(shape):
         raise BadRange(
             f"{where}: {offsets[1] - offsets[0]} bytes do not hold {dtype} {shape}; the file is damaged"
         )
     return Extent(dtype, tuple(shape), start + offsets[0], start + offsets[1])
 
 
-def _are_sizes(value: object) -> bool:
-    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**63 for n in value)
+def _is_range(value: object) -> bool:
+    """Whether `value` is [begin, end] as a data range must be."""
+    return (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(type(n) is int and 0 <= n < 2**63 for n in value)
+        and value[0] <= value[1]
+    )
 
 
 def dump_header(
