@@ -41,13 +41,8 @@ class Compressed:
 
     def in_file_order(self) -> list[tuple[str, TensorEntry]]:
         """The manifest in the order of the data, so that a pass over it reads forward."""
-        shards = {shard.path: i for i, shard in enumerate(self.checkpoint.shards)}
-
-        def place(item: tuple[str, TensorEntry]) -> tuple[int, int]:
-            last = stored_tensors(*item)[-1].name
-            return shards[self.shard_of[last].path], self.shard_of[last].tensors[last].begin
-
-        return sorted(self.entries.items(), key=place)
+        places = {name: i for i, (_, name) in enumerate(self.checkpoint.tensors())}
+        return sorted(self.entries.items(), key=lambda item: places[stored_tensors(*item)[-1].name])
 
     def where(self, name: str) -> str:
         """File and tensor, for messages."""
