@@ -41,7 +41,7 @@ from tersor.format.validate import is_compressed
 from tersor.pipeline.output import Output, resumable
 from tersor.pipeline.progress import OnProgress, Progress, silent
 from tersor.pipeline.read_ahead import Budget, read_ahead
-from tersor.pipeline.shard_writer import Part, ShardWriter
+from tersor.pipeline.shard_writer import Part, ShardWriter, finished
 from tersor.pipeline.source import local_path
 
 U8 = NDArray[np.uint8]
@@ -172,7 +172,7 @@ def _config(config: Mapping[str, Any] | None) -> dict[str, Any]:
 def _compress_shard(shard: Shard, output: Output, source: Checkpoint, totals: _Totals) -> None:
     """Compress one shard, or take up its interrupted state."""
     target = output.partial / shard.path.name
-    if target.exists():
+    if finished(target):
         _count_finished(shard, target, totals)
         return
     largest = max((e.nbytes for s in source.shards for e in s.tensors.values()), default=0)

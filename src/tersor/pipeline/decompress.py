@@ -23,7 +23,7 @@ from tersor.format.shard import Extent, Shard, dump_header
 from tersor.format.validate import Compressed, check_compressed
 from tersor.pipeline.output import Output, resumable
 from tersor.pipeline.progress import OnProgress, Progress, silent
-from tersor.pipeline.shard_writer import Part, ShardWriter
+from tersor.pipeline.shard_writer import Part, ShardWriter, finished
 from tersor.pipeline.source import local_path
 
 U8 = NDArray[np.uint8]
@@ -114,7 +114,7 @@ def _restore_shard(
 ) -> Iterator[str]:
     """Write one shard in its original form; yields each tensor's name when it is done."""
     target = output.partial / shard.path.name
-    if target.exists():
+    if finished(target):
         yield from entries
         return
     metadata = {key: value for key, value in shard.metadata.items() if key != MANIFEST_KEY}

@@ -8,6 +8,7 @@ that file keeps two runs apart.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -28,20 +29,24 @@ class Output:
     def __init__(self, final: Path, job: Mapping[str, Any]) -> None:
         """Refuse a finished `final`, then create or take up `final`.partial for this `job`."""
         self.final = final
-        self.partial = final.with_name(final.name + ".partial")
         self.identity = json.dumps(job, sort_keys=True)
         if final.exists() and not (final.is_dir() and not any(final.iterdir())):
+            if (final / JOB_FILE).exists():  # the job was killed after its very last step but one
+                (final / JOB_FILE).unlink(missing_ok=True)
             raise OutputExists(
                 f"{final}: exists already and is never overwritten; delete it or choose another name"
             )
+        if not final.name:
+            raise UsageError(f"{final}: has no name to put a new directory under; choose another output")
+        self.partial = final.with_name(final.name + ".partial")
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_lock()
+            self._check_job()
         except OSError as error:
             raise UsageError(
                 f"{self.partial}: cannot be written ({error.strerror}); choose another output"
             ) from error
-        self._check_job()
 
     def finish_directory(
         self, config: Mapping[str, Any], index: Mapping[str, Any] | None, index_name: str
@@ -50,9 +55,10 @@ class Output:
         if index is not None:
             _write_json(self.partial / index_name, index)
         _write_json(self.partial / "config.json", config)
-        (self.partial / JOB_FILE).unlink()
         _sync_directory(self.partial)
         self.partial.rename(self.final)
+        # Only now: without its job file a partial directory could be taken up by another job.
+        (self.final / JOB_FILE).unlink()
         _sync_directory(self.final.parent)
         self._lock.close()
 
@@ -66,6 +72,8 @@ class Output:
     def carry_over(self, source: Path, files: list[Path]) -> None:
         """Copy `files`, relative to `source`, unchanged."""
         for file in files:
+            if file.name == JOB_FILE:
+                continue
             target = self.partial / file
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / file, target)
@@ -74,8 +82,8 @@ class Output:
         """Let go of the lock; what was written stays for a resume."""
         self._lock.close()
 
-    def _take_lock(self) -> IO[str]:
-        file = (self.partial / JOB_FILE).open("a+", encoding="utf-8")
+    def _take_lock(self) -> IO[bytes]:
+        file = (self.partial / JOB_FILE).open("ab+", buffering=0)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -87,11 +95,12 @@ class Output:
 
     def _check_job(self) -> None:
         self._lock.seek(0)
-        found = self._lock.read()
+        found, wanted = self._lock.read(), self.identity.encode("utf-8")
         if not found:
-            self._lock.write(self.identity)
-            self._lock.flush()
-        elif found != self.identity:
+            if self._lock.write(wanted) != len(wanted):
+                self._lock.truncate(0)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        elif found != wanted:
             self._lock.close()
             raise UsageError(
                 f"{self.partial}: was left by another job (other input, options or version); delete it to start "

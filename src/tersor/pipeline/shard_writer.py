@@ -1,9 +1,9 @@
 """Write a safetensors shard piece by piece, so that a kill at any moment loses one tensor at most.
 
 Beside the growing file `NAME.part` lies a journal, one JSON line per finished tensor: its
-manifest entry, the extents of its parts and their CRC-32. A later run with the same identity
-reads the journal, checks each CRC against the file, drops what follows the first line that does
-not hold, and goes on from there. So a resumed shard has the bytes of an uninterrupted one: the
+manifest entry, the extents of its parts and their CRC-32, behind the CRC-32 of the line itself.
+A later run with the same identity reads the journal, checks each CRC, drops what follows the
+first line that does not hold, and goes on from there. So a resumed shard has the bytes of an uninterrupted one: the
 order of tensors, the room kept for the header and the encoder are all deterministic.
 
     NAME.part     | room for the header | tensor | tensor | ...
@@ -53,7 +53,7 @@ class ShardWriter:
         self.entries: dict[str, TensorEntry | None] = {}
         self.extents: dict[str, Extent] = {}
         self._data_path = path.with_name(path.name + ".part")
-        self._journal_path = path.with_name(path.name + ".journal")
+        self._journal_path = _journal_path(path)
         self._end = 0  # bytes of data so far
         kept = self._recover(identity)
         self._data = self._open_data()
@@ -94,8 +94,10 @@ class ShardWriter:
 
     def close(self) -> None:
         """Close the files; what was written stays for a resume."""
-        self._data.close()
-        self._journal.close()
+        try:
+            self._data.close()
+        finally:
+            self._journal.close()
 
     def _accept(self, name: str, entry: TensorEntry | None, written: list[tuple[str, Extent, int]]) -> None:
         self.entries[name] = entry
@@ -103,14 +105,14 @@ class ShardWriter:
             self.extents[part] = extent
             self._end = extent.end
 
-    def _recover(self, identity: str) -> list[str]:
+    def _recover(self, identity: str) -> list[bytes]:
         """Accept the journal's lines that hold; returns them."""
         try:
-            lines = self._journal_path.read_text("utf-8").splitlines(keepends=True)
+            lines = self._journal_path.read_bytes().splitlines(keepends=True)
             data = self._data_path.open("rb")
         except OSError:
             return []
-        kept: list[str] = []
+        kept: list[bytes] = []
         with data:
             if not lines or lines[0] != _identity_line(identity, self.room):
                 return []
@@ -143,33 +145,48 @@ class ShardWriter:
         data.seek(self.room + self._end)
         return data
 
-    def _start_journal(self, identity: str, kept: list[str]) -> IO[str]:
+    def _start_journal(self, identity: str, kept: list[bytes]) -> IO[bytes]:
         fresh = self._journal_path.with_name(self._journal_path.name + ".new")
-        journal = fresh.open("w", encoding="utf-8")
+        journal = fresh.open("wb")
         journal.writelines([_identity_line(identity, self.room), *kept])
         journal.flush()
         fresh.replace(self._journal_path)
         return journal
 
 
-def _identity_line(identity: str, room: int) -> str:
-    return json.dumps({"identity": identity, "room": room}) + "\n"
+def finished(path: Path) -> bool:
+    """Whether an earlier run finished the shard `path`; its journal, which a kill may have left, is removed."""
+    if not path.exists():
+        return False
+    _journal_path(path).unlink(missing_ok=True)
+    return True
 
 
-def _journal_line(name: str, entry: TensorEntry | None, written: list[tuple[str, Extent, int]]) -> str:
+def _journal_path(path: Path) -> Path:
+    return path.with_name(path.name + ".journal")
+
+
+def _identity_line(identity: str, room: int) -> bytes:
+    return _sealed({"identity": identity, "room": room})
+
+
+def _journal_line(name: str, entry: TensorEntry | None, written: list[tuple[str, Extent, int]]) -> bytes:
     parts = [[part, e.dtype, list(e.shape), e.begin, e.end, crc] for part, e, crc in written]
     fields = [entry.codec, entry.dtype, list(entry.shape), entry.sha256] if entry else None
-    return json.dumps({"name": name, "entry": fields, "parts": parts}) + "\n"
+    return _sealed({"name": name, "entry": fields, "parts": parts})
 
 
-def _parse_line(line: str) -> tuple[str, TensorEntry | None, list[tuple[str, Extent, int]]] | None:
-    """A journal line read back; None if a kill cut it off."""
-    if not line.endswith("\n"):
+def _sealed(record: Mapping[str, Any]) -> bytes:
+    text = json.dumps(record).encode("ascii")
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+def _parse_line(line: bytes) -> tuple[str, TensorEntry | None, list[tuple[str, Extent, int]]] | None:
+    """A journal line read back; None if a kill cut it off, or the disk damaged it."""
+    text = line[9:-1]
+    if line != b"%08x %s\n" % (zlib.crc32(text), text):
         return None
-    try:
-        record: dict[str, Any] = json.loads(line)
-    except ValueError:
-        return None
+    record: dict[str, Any] = json.loads(text)
     fields = record["entry"]
     entry = TensorEntry(fields[0], fields[1], tuple(fields[2]), fields[3]) if fields else None
     parts = [
