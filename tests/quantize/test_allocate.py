@@ -143,7 +143,7 @@ def test_sensitivity_is_measured_where_it_matters() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
     assert len(options) == 14
     for choices in options.values():
-        assert [o.settings for o in choices] == [*candidates, None]
+        assert [o.method for o in choices] == [*candidates, None]
         costs = [o.cost for o in choices]
         assert costs == sorted(costs, reverse=True) and costs[-1] == 0
         assert choices[0].bits < choices[1].bits < choices[2].bits < choices[3].bits

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from tersor.quantize.integers import IntegerSettings
 from tersor.quantize.settings import Settings
 
 
@@ -20,7 +21,7 @@ from tersor.quantize.settings import Settings
 class Option:
     """One way to store one matrix."""
 
-    settings: Settings | None  # None keeps it lossless
+    method: Settings | IntegerSettings | None  # None keeps it lossless
     bits: int  # of the whole matrix
     cost: float  # predicted KL, nats per token
 

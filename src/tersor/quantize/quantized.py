@@ -75,6 +75,11 @@ class Quantized:
         rows, columns = self.codes.shape
         return rows, columns
 
+    @property
+    def outliers(self) -> int:
+        """How many weights are kept as outliers."""
+        return len(self.outlier_value)
+
     def bits(self) -> Bits:
         """Exact storage: fixed-width codes, both statistic levels, column order, unit, outliers by tile.
 

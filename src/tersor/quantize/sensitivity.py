@@ -18,11 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tersor.quantize import spqr
 from tersor.quantize.allocate import Option
 from tersor.quantize.blocks import Target
-from tersor.quantize.dequantize_torch import dequantize
-from tersor.quantize.settings import Settings
+from tersor.quantize.method import Method, dequantize, quantize
 from tersor.quantize.stream import Job
 from tersor.quantize.walk import walk
 
@@ -35,7 +33,7 @@ Progress = Callable[[str, int, int], None]
 class Candidate:
     """One matrix under one setting: stored bits, and tr(E H E^T)."""
 
-    settings: Settings
+    method: Method
     bits: int
     error: float
 
@@ -44,7 +42,7 @@ def measure_options(
     model: nn.Module,
     sequences: Tensor,
     windows: Sequence[Tensor],
-    candidates: Sequence[Settings],
+    candidates: Sequence[Method],
     job: Job,
     lossless_bits: float = 16.0,
     progress: Progress | None = None,
@@ -61,7 +59,7 @@ def measure_options(
     for name, tried in errors.items():
         weights = probes[name][1].numel()
         slope = costs[name] / max(tried[0].error, 1e-30)
-        options[name] = [Option(c.settings, c.bits, slope * c.error) for c in tried]
+        options[name] = [Option(c.method, c.bits, slope * c.error) for c in tried]
         options[name].append(Option(None, round(lossless_bits * weights), 0.0))
     return options
 
@@ -70,7 +68,7 @@ Probes = dict[str, tuple[Target, Tensor]]  # each matrix, and its values under t
 
 
 def layer_errors(
-    model: nn.Module, sequences: Tensor, candidates: Sequence[Settings], job: Job
+    model: nn.Module, sequences: Tensor, candidates: Sequence[Method], job: Job
 ) -> tuple[dict[str, list[Candidate]], Probes]:
     """Every matrix under every candidate, on the inputs of the original model."""
     errors: dict[str, list[Candidate]] = {}
@@ -82,21 +80,21 @@ def layer_errors(
             h = observer.hessian(target.name).mean()
             if h is None:
                 continue  # what no token reached cannot be judged
-            for number, settings in enumerate(candidates):
-                candidate, served = _try(target, h, settings, job)
+            for number, method in enumerate(candidates):
+                candidate, served = _try(target, h, method, job)
                 errors.setdefault(target.name, []).append(candidate)
                 if number == 0:
                     probes[target.name] = target, served
     return errors, probes
 
 
-def _try(target: Target, h: Tensor, settings: Settings, job: Job) -> tuple[Candidate, Tensor]:
+def _try(target: Target, h: Tensor, method: Method, job: Job) -> tuple[Candidate, Tensor]:
     """One matrix under one setting, and what it would then be, in host memory."""
     weight = target.weight
-    q = spqr.quantize(weight, h, settings, job.compute, job.served, target.name)
+    q = quantize(weight, h, method, job.compute, job.served, target.name)
     served = dequantize(q, weight.device)
     e = served.float() - weight.float()
-    return Candidate(settings, q.bits().total, float(((e @ h) * e).sum())), served.cpu()
+    return Candidate(method, q.bits().total, float(((e @ h) * e).sum())), served.cpu()
 
 
 def probe_divergence(

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from tersor.quantize.dequantize import inverse
 from tersor.quantize.factor import inverse_factor
 from tersor.quantize.grid import rounding_error
-from tersor.quantize.order import inverse
 from tersor.quantize.quantized import Quantized
 
 LARGEST = 1024  # pixels a side; larger layers are pooled by their maximum, so no outlier is lost

@@ -43,9 +43,9 @@ def quantize(
     weight is NaN or infinite and `UnknownDtype` for other types.
     """
     served = served or weight.dtype
-    dtype = _dtype_of(weight, served, name)
+    dtype = check_weight(weight, served, name)
     columns = weight.shape[1]
-    unit = unit_of(weight, name)
+    unit = unit_of(weight)
     if h is None:
         order, upper = np.arange(columns, dtype=np.int32), None
     else:
@@ -56,22 +56,23 @@ def quantize(
     return settle(_Columns(w, upper, settings, served, unit).run().result(dtype), order)
 
 
-def unit_of(weight: Tensor, name: str = "?") -> float:
-    """The power of two that brings the largest weight into [1, 2); 1 when all are zero."""
-    largest = float(weight.abs().max()) if weight.numel() else 0.0
-    if not math.isfinite(largest):
-        raise UsageError(
-            f"tensor {name} holds NaN or infinite weights; it cannot be quantised, keep it lossless"
-        )
-    return math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest > 0 else 1.0
-
-
-def _dtype_of(weight: Tensor, served: torch.dtype, name: str) -> str:
+def check_weight(weight: Tensor, served: torch.dtype, name: str) -> str:
+    """The name of the served type; raises unless `weight` is a finite matrix of a type that can be quantised."""
     if weight.dtype not in DTYPES or served not in DTYPES:
         raise UnknownDtype(f"tensor {name} is {weight.dtype}; only bf16, f16 and f32 can be quantised")
     if weight.ndim != 2:
         raise UsageError(f"tensor {name} has shape {tuple(weight.shape)}; only matrices can be quantised")
+    if not torch.isfinite(weight).all():
+        raise UsageError(
+            f"tensor {name} holds NaN or infinite weights; it cannot be quantised, keep it lossless"
+        )
     return DTYPES[served]
+
+
+def unit_of(weight: Tensor) -> float:
+    """The power of two that brings the largest weight into [1, 2); 1 when all are zero."""
+    largest = float(weight.abs().max()) if weight.numel() else 0.0
+    return math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest > 0 else 1.0
 
 
 class _Columns:

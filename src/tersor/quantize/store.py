@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from tersor.format.errors import UsageError
+from tersor.quantize.integers import Integers, IntegerSettings
 from tersor.quantize.quantized import Quantized
 from tersor.quantize.settings import Settings
 
-ARRAYS = ("codes", "scale_codes", "zero_codes", "stats", "outlier_index", "outlier_value", "order")
+Result = Quantized | Integers
 
 
 class Store:
@@ -36,32 +37,28 @@ class Store:
             raise UsageError(f"{self.folder} holds the start of another job; remove it, or repeat that job")
         _replace(marker, lambda path: path.write_text(wanted))
 
-    def put(self, name: str, q: Quantized) -> None:
+    def put(self, name: str, q: Result) -> None:
         """Keep a finished matrix."""
-        arrays = {key: np.ascontiguousarray(getattr(q, key)) for key in ARRAYS if getattr(q, key) is not None}
-        header = {
-            "settings": json.dumps(asdict(q.settings)),
-            "dtype": q.dtype,
-            "unit": q.unit.hex(),
-            "name": name,
-        }
+        values = {field.name: getattr(q, field.name) for field in fields(q)}
+        arrays = {key: np.ascontiguousarray(x) for key, x in values.items() if isinstance(x, np.ndarray)}
+        plain = {key: x for key, x in values.items() if isinstance(x, str | float) or x is None}
+        header = {"name": name, "kind": type(q).__name__, "plain": json.dumps(plain)}
+        header["settings"] = json.dumps(asdict(q.settings))
         _replace(self._path(name), lambda path: save_file(arrays, path, header))
 
-    def get(self, name: str) -> Quantized | None:
+    def get(self, name: str) -> Result | None:
         """A finished matrix, or None when there is none (yet)."""
         path = self._path(name)
         if not path.exists():
             return None
         with safe_open(path, "numpy") as file:
             header = file.metadata()
-            arrays: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        return Quantized(
-            Settings(**json.loads(header["settings"])),
-            header["dtype"],
-            float.fromhex(header["unit"]),
-            order=arrays.pop("order", None),
-            **arrays,
-        )
+            values: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        values |= json.loads(header["plain"])
+        settings = json.loads(header["settings"])
+        if header["kind"] == Integers.__name__:
+            return Integers(settings=IntegerSettings(**settings), **values)
+        return Quantized(settings=Settings(**settings), **values)
 
     def _path(self, name: str) -> Path:
         # tensor names may be longer than file names and differ only in case

@@ -24,18 +24,16 @@ import torch
 from torch import Tensor, nn
 
 from tersor.format.errors import UsageError
-from tersor.quantize import spqr
 from tersor.quantize.blocks import Target
-from tersor.quantize.dequantize_torch import dequantize
+from tersor.quantize.method import Method, Result, dequantize, quantize
 from tersor.quantize.observe import Observer
-from tersor.quantize.quantized import Bits, Quantized
-from tersor.quantize.settings import Settings
+from tersor.quantize.quantized import Bits
 from tersor.quantize.store import Store
 from tersor.quantize.walk import Run, Stop, walk
 
 log = logging.getLogger(__name__)
 
-Choose = Callable[[str], Settings | None]
+Choose = Callable[[str], Method | None]
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Job:
     """How to quantise a model; everything but the model and the text."""
 
     choose: Choose
-    """The settings of each matrix by name; None leaves it as it is."""
+    """How to quantise each matrix, by name; None leaves it as it is."""
     device: torch.device | str = "cpu"
     served: torch.dtype | None = None
     """Type of the weights when served, if the model holds them in a wider one."""
@@ -128,17 +126,15 @@ def _idle(targets: dict[str, Target], used: set[str], unused: list[str]) -> list
 
 def _quantize(target: Target, observer: Observer, job: Job) -> LayerReport:
     begin = time.perf_counter()
-    settings = job.choose(target.name)
-    assert settings is not None
+    method = job.choose(target.name)
+    assert method is not None
     weight, hessian = target.weight, observer.hessian(target.name)
     h = hessian.mean()
     if h is None:
         h = torch.zeros(weight.shape[1], weight.shape[1], device=weight.device)
     if not torch.isfinite(h).all():
         raise UsageError(f"{target.name}: its inputs on the calibration text are NaN or infinite")
-    q = spqr.quantize(
-        weight, h if settings.feedback else None, settings, job.compute, job.served, name=target.name
-    )
+    q = quantize(weight, h, method, job.compute, job.served, target.name)
     if job.store:
         job.store.put(target.name, q)
     before = weight.float().clone()
@@ -152,16 +148,16 @@ def _energy(w: Tensor, h: Tensor) -> float:
     return float(((w @ h) * w).sum())
 
 
-def _place(target: Target, q: Quantized, job: Job) -> LayerReport:
+def _place(target: Target, q: Result, job: Job) -> LayerReport:
     """Put a matrix that was quantised earlier into the model."""
     target.weight.copy_(dequantize(q, target.weight.device))
     return _report(target, q, None, 0, 0.0, job)
 
 
 def _report(
-    target: Target, q: Quantized, error: float | None, tokens: int, seconds: float, job: Job
+    target: Target, q: Result, error: float | None, tokens: int, seconds: float, job: Job
 ) -> LayerReport:
-    share = len(q.outlier_value) / max(q.codes.size, 1)
+    share = q.outliers / max(q.codes.size, 1)
     report = LayerReport(target.name, q.shape, q.bits(), share, error, tokens, seconds)
     if job.progress:
         job.progress(report)

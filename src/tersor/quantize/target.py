@@ -81,10 +81,10 @@ def reach(
         best = min(good, key=lambda attempt: attempt.bits)
         return Outcome(best.plan, best, attempts)
     log.warning("no quantised plan keeps the bound %g; everything stays lossless", bound)
-    plan = {name: next(o for o in choices if o.settings is None) for name, choices in options.items()}
+    plan = {name: next(o for o in choices if o.method is None) for name, choices in options.items()}
     return Outcome(plan, None, attempts)
 
 
 def lossless(plan: Plan) -> bool:
     """Whether nothing is quantised."""
-    return all(option.settings is None for option in plan.values())
+    return all(option.method is None for option in plan.values())
