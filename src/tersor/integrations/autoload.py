@@ -19,9 +19,9 @@ then registers by hand.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -29,6 +29,7 @@ from importlib.util import find_spec
 from types import ModuleType
 
 AWAITED = "transformers.quantizers"
+LATER = "transformers.modeling_utils"  # awaited instead if it is the first that imports torch
 ADAPTER = "tersor.integrations.transformers"
 OFF_SWITCH = "TERSOR_DISABLE_AUTOLOAD"
 
@@ -38,10 +39,11 @@ def register() -> None:
     try:
         if os.environ.get(OFF_SWITCH, "") not in ("", "0"):
             return
-        if AWAITED in sys.modules:
+        awaited = sys.modules.get(AWAITED)
+        if awaited is not None and not getattr(awaited.__spec__, "_initializing", False):
             _import_adapter()
         elif not any(isinstance(finder, _OneShotFinder) for finder in sys.meta_path):
-            sys.meta_path.insert(0, _OneShotFinder())
+            sys.meta_path.insert(0, _OneShotFinder(AWAITED if awaited is None else LATER))
     except Exception as error:
         _warn(error)
 
@@ -54,22 +56,27 @@ def _import_adapter() -> None:
 
 
 def _warn(error: Exception) -> None:
-    warnings.warn(
-        f"tersor could not register with Transformers, so tersor checkpoints will not load in this process: "
-        f"{type(error).__name__}: {error}. To see the whole error: import {ADAPTER}. "
-        f"To silence this: {OFF_SWITCH}=1",
-        RuntimeWarning,
-        stacklevel=2,
+    """By logging, not `warnings`: those can be errors, and then they would break the import after all."""
+    logging.getLogger(__name__).warning(
+        "tersor could not register with Transformers, so this process cannot load tersor checkpoints: %s: %s. "
+        "For the whole error: import %s. To silence this: %s=1",
+        type(error).__name__,
+        error,
+        ADAPTER,
+        OFF_SWITCH,
     )
 
 
 class _OneShotFinder(MetaPathFinder):
-    """Finds `transformers.quantizers` once, by the other finders, with a loader that runs us afterwards."""
+    """Finds the awaited module once, by the other finders, with a loader that runs us afterwards."""
+
+    def __init__(self, awaited: str) -> None:
+        self.awaited = awaited
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != AWAITED:
+        if fullname != self.awaited:
             return None
         if self in sys.meta_path:
             sys.meta_path.remove(self)

@@ -69,6 +69,10 @@ _METADATA: frozenset[Any] = frozenset(
 class DeferredWeight(Tensor):
     """The weight that `source` can decode from `module`, until an operation needs its data."""
 
+    # How Transformers marks what already has its values: without it, loading a model would
+    # decode every weight once to initialise the copy with random numbers.
+    _is_hf_initialized = True
+
     _module: torch.nn.Module
     _source: Source
     _decoded: Tensor | None

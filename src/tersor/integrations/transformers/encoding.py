@@ -21,21 +21,18 @@ from tersor.format.layout import BOOK, OFFSETS, TILES
 from tersor.format.manifest import TensorEntry
 from tersor.integrations.transformers.homes import Homes
 from tersor.integrations.transformers.loading import open_files
-from tersor.integrations.transformers.surgery import owner, parameter_dtypes, stack
+from tersor.integrations.transformers.surgery import Prepared, owner, parameter_dtypes, stack
 from tersor.integrations.transformers.tying import partners, tie_parts
 from tersor.kernels.ops import safetensors_dtype
 from tersor.nn import compress
 
-MIN_ELEMENTS = 4096  # FORMAT.md section 4: below, tables outweigh what is saved
+MIN_ELEMENTS = 4096  # FORMAT.md section 4, as the command line does it
 
 
 def prepare_encoding(
     model: Any, files: Sequence[str] | None, config: Mapping[str, Any], dtype: torch.dtype | None
-) -> tuple[list[Any], frozenset[str]]:
-    """Prepare `model` for a plain checkpoint.
-
-    Returns the converters that stacks of experts have replaced, and the parameters to encode.
-    """
+) -> Prepared:
+    """Prepare `model` for a plain checkpoint, to be compressed while it is loaded."""
     extents = {n: e for shard in open_files(files, config).shards for n, e in shard.tensors.items()}
     homes = Homes(model).find(extents)
     eligible = {
@@ -50,13 +47,14 @@ def prepare_encoding(
         if homes[name].path is not None and homes[name].converter not in converters:
             converters.append(homes[name].converter)
     stacked = {name: home for name, home in homes.items() if home.converter in converters}
-    stack(model, stacked, {n: extents[n].shape for n in stacked}, parameter_dtypes(model, dtype))
+    dtypes = parameter_dtypes(model, dtype)
+    stack(model, stacked, {n: extents[n].shape for n in stacked}, dtypes)
 
     loaded = {home.parameter for home in homes.values()}
     wanted = {homes[name].leaf for name in eligible if homes[name].converter in (None, *converters)}
     # a checkpoint that holds both sides of a tied pair, alike or not, is tied or not when both are there
     twice = {name for name in wanted if any(partner in loaded for partner in partners(model, name))}
-    return converters, frozenset(wanted - twice)
+    return Prepared(tuple(converters), dtypes, frozenset(wanted - twice))
 
 
 class Encode(ConversionOps):

@@ -22,7 +22,7 @@ from tersor.format.layout import stored_tensors
 from tersor.format.shard import read_shard
 from tersor.format.validate import Compressed, check_compressed
 from tersor.integrations.transformers.homes import Home, Homes
-from tersor.integrations.transformers.surgery import owner, parameter_dtypes, stack
+from tersor.integrations.transformers.surgery import Prepared, owner, parameter_dtypes, stack
 from tersor.integrations.transformers.tying import partners, tie_parts, untie
 from tersor.nn import compress
 
@@ -42,8 +42,8 @@ def open_files(files: Sequence[str] | None, config: Mapping[str, Any]) -> Checkp
 
 def prepare_compressed(
     model: Any, files: Sequence[str] | None, config: Mapping[str, Any], dtype: torch.dtype | None
-) -> list[Any]:
-    """Prepare `model` for a compressed checkpoint; returns the converters that this has replaced."""
+) -> Prepared:
+    """Prepare `model` for a compressed checkpoint."""
     checkpoint = check_compressed(open_files(files, config))
     entries = {name: e for name, e in checkpoint.entries.items() if e.codec == CODEC_HUFFMAN}
     homes = Homes(model).find(checkpoint.entries)
@@ -61,7 +61,7 @@ def prepare_compressed(
         if name in entries:
             _tie(model, leaf, leaves, checkpoint, dtypes)
     _expect_guards(model, [leaf for leaf, name in leaves.items() if name in entries])
-    return converters
+    return Prepared(tuple(converters), dtypes)
 
 
 def _refuse_homeless(model: Any, names: Iterable[str]) -> None:

@@ -19,8 +19,7 @@ class TersorQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self.replaced: list[Any] = []  # the model's converters whose work the modules do now
-        self.to_encode: frozenset[str] = frozenset()
+        self.prepared: Any = None  # surgery.Prepared, from the moment the model's modules are replaced
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Any = None, dtype: torch.dtype | None = None, **_: Any
@@ -28,20 +27,18 @@ class TersorQuantizer(HfQuantizer):
         from tersor.integrations.transformers import encoding, loading
 
         config = self.quantization_config.to_dict()
-        if self.pre_quantized:
-            self.replaced = loading.prepare_compressed(model, checkpoint_files, config, dtype)
-        else:
-            self.replaced, self.to_encode = encoding.prepare_encoding(model, checkpoint_files, config, dtype)
+        prepare = loading.prepare_compressed if self.pre_quantized else encoding.prepare_encoding
+        self.prepared = prepare(model, checkpoint_files, config, dtype)
         return model
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
         """Everything but the converters that stacks of experts have replaced (5.17 passes no model)."""
-        replaced = {(tuple(c.source_patterns), c.scope_prefix) for c in self.replaced}
+        replaced = {(tuple(c.source_patterns), c.scope_prefix) for c in self.prepared.replaced}
         return [c for c in weight_conversions if (tuple(c.source_patterns), c.scope_prefix) not in replaced]
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         """Whether the tensor of this parameter is to be encoded when it is loaded."""
-        return param_name in self.to_encode
+        return param_name in self.prepared.to_encode
 
     def get_quantize_ops(self) -> Any:
         """The encoder."""
@@ -50,17 +47,20 @@ class TersorQuantizer(HfQuantizer):
         return Encode()
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        from tersor.integrations.transformers.surgery import cast_plain
+
         if (getattr(model, "_tp_size", None) or 1) > 1:
             raise NotImplementedError(
                 f"{type(model).__name__}: tensor parallelism cannot shard compressed weights yet; load without a "
                 f"tensor-parallel plan, or `tersor decompress` the checkpoint and load that"
             )
+        cast_plain(model, self.prepared.dtypes)
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         from tersor.integrations.transformers.restoring import restore_model
 
-        return restore_model(model, self.replaced, dtype)
+        return restore_model(model, self.prepared.replaced, dtype)
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """What save_pretrained writes."""

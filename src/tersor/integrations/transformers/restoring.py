@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from tersor.nn import CompressedModule, Stored, restore
 from tersor.nn.stored import part_names
 
 
-def restore_model(model: Any, converters: list[Any], dtype: torch.dtype | None) -> Any:
+def restore_model(model: Any, converters: Sequence[Any], dtype: torch.dtype | None) -> Any:
     """Decode every compressed parameter in place; `dtype` as in `dequantize`, the model's own by default."""
     compressed = [(p, m) for p, m in model.named_modules() if isinstance(m, CompressedModule)]
     offloaded = [path for path, module in compressed if any(p.is_meta for p in module.parameters())]

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers.core_model_loading import build_glob_alternation
 
-from tersor.format.errors import MissingTensor
+from tersor.format.errors import MissingTensor, WrongShape
 from tersor.integrations.transformers.homes import Home, concatenated, projection
 from tersor.nn import ExpertStack, stack_experts
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the quantizer must remember of a model's preparation.
+
+    replaced: converters whose work stacks of experts do now; dtypes: of the plain model's
+    parameters; to_encode: parameters to compress when they are loaded.
+    """
+
+    replaced: tuple[Any, ...] = ()
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    to_encode: frozenset[str] = frozenset()
 
 
 def owner(model: Any, name: str) -> tuple[torch.nn.Module, str]:
@@ -30,6 +44,17 @@ def parameter_dtypes(model: Any, dtype: torch.dtype | None) -> dict[str, torch.d
             if match and match.lastgroup:
                 dtypes[name] = plan[group_name[match.lastgroup]]
     return dtypes
+
+
+def cast_plain(model: Any, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Cast what was loaded in the checkpoint's dtype though another was asked for.
+
+    Transformers 5.17 does not cast tensors that it renames when a quantizer is present; 5.23 does.
+    """
+    for name, parameter in model.named_parameters():
+        wanted = dtypes.get(name, parameter.dtype)
+        if parameter.dtype != wanted and parameter.is_floating_point() and not parameter.is_meta:
+            parameter.data = parameter.data.to(wanted)
 
 
 def stack(
@@ -59,6 +84,13 @@ def stack(
                 f"parameter {parameter!r}: checkpoint and configuration do not agree on expert tensor "
                 f"{min(odd)!r}; is config.json that of this checkpoint?"
             )
+        for index in range(shape[0]):
+            made = torch.cat([leaves[parameter][f"{index}.{tail}"] for tail in tails], dim=dim).shape
+            if tuple(made) != shape[1:]:
+                raise WrongShape(
+                    f"parameter {parameter!r}: expert {index} of the checkpoint is {list(made)}, the model expects "
+                    f"{list(shape[1:])}; is config.json that of this checkpoint?"
+                )
         projections = tuple(tail.rpartition(".")[0] for tail in tails)
         stack_experts(
             module, [ExpertStack(name, projections, dim, shape, dtypes[parameter])], leaves[parameter]

@@ -1,0 +1,29 @@
+"""The quantization config: few options, none of them saved."""
+
+from __future__ import annotations
+
+import pytest
+from transformers.quantizers.auto import AutoQuantizationConfig
+
+from tersor.format.errors import UnknownVersion, UsageError
+from tersor.integrations.transformers import TersorConfig
+
+
+def test_what_is_saved() -> None:
+    config = TersorConfig(exact=False, layout="fast")
+    assert (config.exact, config.layout) == (False, "fast")
+    assert config.to_dict() == {"quant_method": "tersor", "format_version": 1}
+
+
+def test_what_others_record_is_kept() -> None:
+    document = {"quant_method": "tersor", "format_version": 1, "made_by": {"tersor": "9.9"}}
+    config = AutoQuantizationConfig.from_dict(document)
+    assert isinstance(config, TersorConfig)
+    assert config.to_dict() == document
+
+
+def test_refusals() -> None:
+    with pytest.raises(UnknownVersion, match="newer"):
+        TersorConfig(format_version=2)
+    with pytest.raises(UsageError, match="auto, compact, fast"):
+        TersorConfig(layout="dense")

@@ -1,0 +1,226 @@
+"""Every architecture: the plain model's bits, by every way in and out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from tersor.format.checkpoint import open_checkpoint
+from tersor.format.constants import CODEC_HUFFMAN
+from tersor.format.manifest import TensorEntry
+from tersor.format.validate import check_compressed
+from tersor.integrations.transformers import TersorConfig
+from tersor.nn import CompressedModule, is_compressed
+from tersor.pipeline.verify import verify
+
+Build = Callable[[str], Path]
+
+NAMES = [
+    "llama", "llama-tied", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "falcon", "gpt2", "qwen3-moe", "mixtral",
+]  # fmt: skip
+MODELS = pytest.mark.parametrize("name", NAMES)
+FEW = pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "mixtral"])
+
+
+def load(directory: Path, **options: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(directory, **options)
+
+
+def generated(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    return model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0
+    )
+
+
+def manifest(directory: Path) -> dict[str, TensorEntry]:
+    return dict(check_compressed(open_checkpoint(directory)).entries)
+
+
+def plain_matrices(model: Any) -> list[str]:
+    """Parameters large enough to be compressed that are not."""
+    return [
+        n for n, p in model.named_parameters() if p.is_floating_point() and p.dim() >= 2 and p.numel() >= 4096
+    ]
+
+
+@MODELS
+def test_logits_and_tokens(name: str, plain: Build, compressed: Build, ids: torch.Tensor) -> None:
+    reference, model = load(plain(name)), load(compressed(name))
+    assert plain_matrices(model) == []
+    assert torch.equal(model(ids).logits, reference(ids).logits)
+    assert torch.equal(generated(model, ids), generated(reference, ids))
+
+
+@MODELS
+def test_compressing_while_loading(
+    name: str, plain: Build, compressed: Build, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    model = load(plain(name), quantization_config=TersorConfig())
+    assert plain_matrices(model) == []
+    assert torch.equal(model(ids).logits, load(plain(name))(ids).logits)
+    model.save_pretrained(tmp_path)
+    assert manifest(tmp_path) == manifest(compressed(name))
+    assert verify(tmp_path, against=plain(name)).ok
+
+
+@MODELS
+def test_saving_again(name: str, plain: Build, compressed: Build, ids: torch.Tensor, tmp_path: Path) -> None:
+    load(compressed(name)).save_pretrained(tmp_path / "one")
+    load(tmp_path / "one").save_pretrained(tmp_path / "two", max_shard_size="20KB")
+    assert len(list((tmp_path / "two").glob("*.safetensors"))) > 2
+    for directory in (tmp_path / "one", tmp_path / "two"):
+        assert manifest(directory) == manifest(compressed(name))
+        assert torch.equal(load(directory)(ids).logits, load(plain(name))(ids).logits)
+    first, again = (load_file(path / "model.safetensors") for path in (compressed(name), tmp_path / "one"))
+    assert first.keys() == again.keys()
+    assert all(
+        torch.equal(first[n].view(torch.uint8), again[n].view(torch.uint8)) for n in first if first[n].dim()
+    )
+
+
+@MODELS
+@pytest.mark.parametrize("compressed_on_disk", [True, False])
+def test_dequantize(
+    name: str, compressed_on_disk: bool, plain: Build, compressed: Build, ids: torch.Tensor, tmp_path: Path
+) -> None:
+    options = {} if compressed_on_disk else {"quantization_config": TersorConfig()}
+    model = load(compressed(name) if compressed_on_disk else plain(name), **options).dequantize()
+    assert not any(is_compressed(module) for module in model.modules())
+    assert torch.equal(model(ids).logits, load(plain(name))(ids).logits)
+    model.tie_weights()
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "config.json").read_text() == (plain(name) / "config.json").read_text()
+    expected, saved = (load_file(path / "model.safetensors") for path in (plain(name), tmp_path))
+    assert expected.keys() == saved.keys()
+    assert all(torch.equal(expected[n], saved[n]) for n in expected)
+
+
+@MODELS
+def test_deepcopy(name: str, plain: Build, compressed: Build, ids: torch.Tensor) -> None:
+    model = load(compressed(name))
+    twin = copy.deepcopy(model)
+    for parameter in model.parameters():
+        parameter.data.zero_()
+    assert torch.equal(twin(ids).logits, load(plain(name))(ids).logits)
+
+
+@FEW
+def test_nothing_is_decoded_while_loading(
+    name: str, compressed: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError("decoded while loading")
+
+    for method in ("decode", "rows", "select"):
+        monkeypatch.setattr(f"tersor.nn.stored.Stored.{method}", fail)
+    load(compressed(name))
+
+
+@FEW
+def test_loading_says_nothing(
+    name: str, compressed: Build, caplog: pytest.LogCaptureFixture, capfd: Any
+) -> None:
+    """In particular it does not report each guard as an unexpected tensor."""
+    load(compressed(name))
+    assert caplog.text == ""
+    assert "UNEXPECTED" not in capfd.readouterr().err
+
+
+def test_loading_info_is_clean(compressed: Build) -> None:
+    _, info = load(compressed("qwen3-moe"), output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
+    assert not info["unexpected_keys"]
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gemma3", "gpt2"])
+def test_tied_weights_are_stored_once(name: str, compressed: Build, plain: Build, ids: torch.Tensor) -> None:
+    model = load(compressed(name))
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    assert isinstance(head, CompressedModule)
+    assert head.weight_tiles is embedding.weight_tiles
+    assert len({p.data_ptr() for p in model.parameters()}) == len(list(model.parameters()))
+    model.tie_weights()  # as users and other libraries do
+    assert head.weight_tiles is embedding.weight_tiles
+    twin = copy.deepcopy(model)
+    assert twin.get_output_embeddings().weight_tiles is twin.get_input_embeddings().weight_tiles
+    assert torch.equal(twin(ids).logits, load(plain(name))(ids).logits)
+
+
+def test_an_untied_head_is_its_own(compressed: Build) -> None:
+    model = load(compressed("llama"))
+    assert model.lm_head.weight_tiles is not model.model.embed_tokens.weight_tiles
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@FEW
+def test_another_dtype(
+    name: str, dtype: torch.dtype, plain: Build, compressed: Build, ids: torch.Tensor
+) -> None:
+    """Stored as it was, computed with as the plain model would."""
+    expected = load(plain(name), dtype=dtype)(ids).logits
+    assert torch.equal(load(compressed(name), dtype=dtype)(ids).logits, expected)
+    assert torch.equal(load(compressed(name)).to(dtype)(ids).logits, expected)
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "mixtral"])
+@pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
+def test_experts(name: str, implementation: str, plain: Build, compressed: Build, ids: torch.Tensor) -> None:
+    options = {"experts_implementation": implementation}
+    reference, model = load(plain(name), **options), load(compressed(name), **options)
+    assert torch.equal(model(ids).logits, reference(ids).logits)
+
+
+def test_eager_experts_decode_only_those_hit(compressed: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(compressed("qwen3-moe"), experts_implementation="eager")
+    decoded: list[str] = []
+    for name, module in model.named_modules():
+        if name.endswith("gate_proj"):
+            module.register_forward_hook(lambda *_, name=name: decoded.append(name))
+    model(torch.tensor([[7]]))
+    assert len(decoded) == 2 * 2  # layers x experts per token
+
+
+def test_static_cache(plain: Build, compressed: Build, ids: torch.Tensor) -> None:
+    for name in ("llama-tied", "gemma2"):
+        options = {
+            "max_new_tokens": 6,
+            "do_sample": False,
+            "cache_implementation": "static",
+            "pad_token_id": 0,
+        }
+        expected = load(plain(name)).generate(ids, attention_mask=torch.ones_like(ids), **options)
+        model = load(compressed(name))
+        assert torch.equal(model.generate(ids, attention_mask=torch.ones_like(ids), **options), expected)
+
+
+def test_only_what_shrinks_is_compressed(plain: Build, tmp_path: Path) -> None:
+    """Noise in every bit stays as it is, and the model is as it was."""
+    reference = load(plain("llama"))
+    weight = reference.model.layers[0].mlp.up_proj.weight
+    noise = torch.randint(-(2**15), 2**15, weight.shape, generator=torch.Generator().manual_seed(0))
+    weight.data = noise.to(torch.int16).view(torch.bfloat16)
+    reference.save_pretrained(tmp_path / "noise")
+    model = load(tmp_path / "noise", quantization_config=TersorConfig())
+    assert plain_matrices(model) == ["model.layers.0.mlp.up_proj.weight"]
+    model.save_pretrained(tmp_path / "again")
+    entries = manifest(tmp_path / "again")
+    assert entries["model.layers.0.mlp.up_proj.weight"].codec == "raw"
+    assert entries["model.layers.0.mlp.down_proj.weight"].codec == CODEC_HUFFMAN
+    twin = load(tmp_path / "again")
+    kept = twin.model.layers[0].mlp.up_proj.weight
+    assert torch.equal(kept.view(torch.int16), weight.view(torch.int16))
+
+
+def test_a_base_model_leaves_the_head(compressed: Build, plain: Build, ids: torch.Tensor) -> None:
+    from transformers import AutoModel
+
+    expected = AutoModel.from_pretrained(plain("llama"))(ids).last_hidden_state
+    assert torch.equal(AutoModel.from_pretrained(compressed("llama"))(ids).last_hidden_state, expected)
