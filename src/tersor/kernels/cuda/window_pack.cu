@@ -1,0 +1,124 @@
+// A bfloat16 matrix to the `fast` layout (window/layout.py), in three passes over it.
+//
+// window_rows     per row and span: the base, and how many exceptions it leaves
+// (the host adds them up to `places` and makes room)
+// window_blocks   per block: fragment bytes and code words
+// window_records  per four rows and span: their record
+#include "ptx.cuh"
+
+__device__ __forceinline__ int exponent(u32 v) { return v >> 7 & 0xff; }
+__device__ __forceinline__ bool outside(u32 v, int base) { return (u32)(exponent(v) - base) >= WINDOW; }
+
+constexpr int ROW_THREADS = 256;  // one per symbol
+
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
+window_rows(const u16* __restrict__ w,  // [rows][cols], one block of threads per row and span
+            u8* __restrict__ base,      // [rows][spans]
+            int* __restrict__ counts,   // [rows][spans]
+            int cols, int spans) {
+    __shared__ int histogram[SYMBOLS];
+    __shared__ int most, best;
+    const int thread = threadIdx.x, first = blockIdx.x % spans * SPAN_COLS, stop = min(first + SPAN_COLS, cols);
+    w += (long long)(blockIdx.x / spans) * cols;
+    histogram[thread] = 0;
+    if (thread == 0) most = 0, best = SYMBOLS;
+    __syncthreads();
+    for (int c = first + thread; c < stop; c += ROW_THREADS) atomicAdd(&histogram[exponent(w[c])], 1);
+    __syncthreads();
+    int covered = -1;
+    if (thread >= MIN_BASE && thread <= MAX_BASE) {
+        covered = 0;
+        for (int i = 0; i < WINDOW; i++) covered += histogram[thread + i];
+        atomicMax(&most, covered);
+    }
+    __syncthreads();
+    if (covered == most) atomicMin(&best, thread);  // among equals the smallest
+    __syncthreads();
+    if (thread == 0) {
+        base[blockIdx.x] = best;
+        counts[blockIdx.x] = stop - first - most;
+    }
+}
+
+constexpr int BLOCK_THREADS = 256;
+
+// Sixteen weights of one row, from column `c` on: fillers' raw bytes and codes where there is none or an exception.
+struct Row {
+    u32 raw[16], code[16];
+
+    __device__ __forceinline__ void load(const u16* w, const u8* bases, int row, int c, int rows, int cols, int spans) {
+        const int base = row < rows ? bases[(long long)row * spans + c / SPAN_COLS] : MIN_BASE;
+        const u16* own = w + (long long)row * cols;
+#pragma unroll
+        for (int k = 0; k < 16; k++) {
+            const u32 v = row < rows && c + k < cols ? own[c + k] : (u32)base << 7;
+            const bool filler = outside(v, base);
+            raw[k] = filler ? 0 : v >> 8 & 0x80 | v & 0x7f;
+            code[k] = filler ? 0 : exponent(v) - base;
+        }
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS)
+window_blocks(const u16* __restrict__ w, const u8* __restrict__ base, u8* __restrict__ out,
+              int rows, int cols, int spans, int row_blocks, int blocks) {
+    const int number = blockIdx.x * (BLOCK_THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    if (number >= blocks) return;
+    const int g = lane / 4, t = lane % 4;
+    const int row = number / row_blocks * TILE_ROWS + g, col = number % row_blocks * BLOCK_COLS + t * 16;
+    Row halves[2];
+    halves[0].load(w, base, row, col, rows, cols, spans);
+    halves[1].load(w, base, row + 8, col, rows, cols, spans);
+    constexpr int shifts[5] = {7, 4, 1, 10, 13};
+    u32 raw[8] = {}, words[3] = {};
+#pragma unroll
+    for (int j = 0; j < 16; j++) {  // pair j = 4 i + r: row r % 2, columns 4 i + r / 2 * 2 + {0, 1}
+#pragma unroll
+        for (int p = 0; p < 2; p++) {
+            const int i = j / 4, r = j % 4, k = 4 * i + r / 2 * 2 + p;
+            raw[j / 2] |= halves[r % 2].raw[k] << (j % 2 * 16 + p * 8);
+            const u32 code = halves[r % 2].code[k];
+            if (j < 15)
+                words[j / 5] |= code << (shifts[j % 5] + 16 * p);
+            else
+                for (int bit = 0; bit < 3; bit++) words[bit] |= (code >> bit & 1) << (16 * p);
+        }
+    }
+    out += (long long)number * BLOCK_BYTES;
+    *(uint4*)(out + lane * 16) = make_uint4(raw[0], raw[1], raw[2], raw[3]);
+    *(uint4*)(out + 512 + lane * 16) = make_uint4(raw[4], raw[5], raw[6], raw[7]);
+    *(uint2*)(out + CODES_AT + lane * 8) = make_uint2(words[0], words[1]);
+    *(u32*)(out + LAST_CODES_AT + lane * 4) = words[2];
+}
+
+constexpr int RECORDS_PER_SPAN = TILE_ROWS / RECORD_ROWS;
+
+extern "C" __global__ void __launch_bounds__(RECORD_ROWS * WARP)
+window_records(const u16* __restrict__ w, const u8* __restrict__ base,
+               const int* __restrict__ counts,  // [rows][spans]
+               const int* __restrict__ places,  // [records + 1]
+               u8* __restrict__ records,        // zeroed; one block of threads per record, one warp per row
+               int rows, int cols, int spans) {
+    const int lane = threadIdx.x % WARP, r = threadIdx.x / WARP;
+    const int strip_span = blockIdx.x / RECORDS_PER_SPAN, span = strip_span % spans;
+    const int first_row = strip_span / spans * TILE_ROWS + blockIdx.x % RECORDS_PER_SPAN * RECORD_ROWS;
+    u8* record = records + (long long)places[blockIdx.x] * ALIGN;
+    int at = 0, running = 0;
+    for (int i = 0; i < RECORD_ROWS; i++) {
+        if (i == r) at = running;
+        running += first_row + i < rows ? counts[(long long)(first_row + i) * spans + span] : 0;
+        if (i == r && lane == 0) ((u16*)record)[r] = running;
+    }
+    const int row = first_row + r, b = row < rows ? base[(long long)row * spans + span] : MIN_BASE;
+    if (lane == 0) record[BASES_AT + r] = b;
+    if (row >= rows) return;
+    u32* entries = (u32*)(record + RECORD_HEAD);
+    for (int first = 0; first < SPAN_COLS; first += WARP) {
+        const int column = first + lane, c = span * SPAN_COLS + column;
+        const u32 v = c < cols ? w[(long long)row * cols + c] : (u32)b << 7;
+        const bool is = outside(v, b);
+        const u32 all = __ballot_sync(ALL_LANES, is);
+        if (is) entries[at + __popc(all & ((1u << lane) - 1))] = v << 16 | column;
+        at += __popc(all);
+    }
+}

@@ -1,0 +1,109 @@
+"""Compiled kernels on torch's current stream.
+
+A `Kernel` is loaded once per device, at its first launch (so warm a model up before capturing a CUDA
+graph, as torch asks for anyway), and launched through the driver: no synchronisation, no allocation,
+nothing that a capture would refuse.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tersor.format.errors import KernelError, MissingDependency
+from tersor.kernels.compiler import Program, machine_code
+
+_STATIC_SHARED = 48 * 1024  # bytes of shared memory a block may have without asking
+
+
+def _driver() -> Any:
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise MissingDependency("the GPU kernels need cuda-bindings: pip install cuda-bindings") from error
+    return driver
+
+
+def _check(result: tuple[Any, ...], doing: str) -> Any:
+    """The value of a driver call, or KernelError with the driver's name for what went wrong."""
+    error, *values = result
+    driver = _driver()
+    if error != driver.CUresult.CUDA_SUCCESS:
+        _, name = driver.cuGetErrorName(error)
+        raise KernelError(
+            f"{doing}: {name.decode() if name else error}; `tersor doctor` checks the installation"
+        )
+    return values[0] if values else None
+
+
+def architecture(device: torch.device) -> str:
+    """The architecture to compile for on this device, as in "sm_90"."""
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        raise KernelError(f"{device} is sm_{major}{minor}; the kernels need sm_80 or newer")
+    return f"sm_{major}{minor}"
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Blocks and threads of one launch, and dynamic shared memory in bytes."""
+
+    blocks: tuple[int, int]
+    threads: int
+    shared: int = 0
+
+
+@dataclass
+class Kernel:
+    """A program that can be launched. Arguments are tensors (their address), ints (32 bits) and floats."""
+
+    program: Program
+    shared: int = 0  # the most dynamic shared memory any launch asks for
+    _loaded: dict[int, Any] = field(default_factory=dict, repr=False)
+
+    def __call__(self, launch: Launch, device: torch.device, *arguments: torch.Tensor | int | None) -> None:
+        """Launch on torch's current stream of `device`."""
+        index = device.index if device.index is not None else torch.cuda.current_device()
+        with torch.cuda.device(index):
+            function = self._loaded.get(index)
+            if function is None:
+                function = self._loaded[index] = self._load(device)
+            values, types = _pack(arguments)
+            stream = torch.cuda.current_stream(index).cuda_stream
+            x, y = launch.blocks
+            result = _driver().cuLaunchKernel(
+                function, x, y, 1, launch.threads, 1, 1, launch.shared, stream, (values, types), 0
+            )
+            _check(result, f"launching {self.program.entry}")
+
+    def _load(self, device: torch.device) -> Any:
+        driver, entry = _driver(), self.program.entry
+        torch.cuda.current_stream(device)  # torch makes its context current
+        cubin = machine_code(self.program, architecture(device))
+        module = _check(driver.cuModuleLoadData(cubin), f"loading {entry}")
+        function = _check(driver.cuModuleGetFunction(module, entry.encode()), f"finding {entry}")
+        if self.shared > _STATIC_SHARED:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _check(driver.cuFuncSetAttribute(function, attribute, self.shared), f"shared memory of {entry}")
+        return function
+
+
+def _pack(arguments: tuple[torch.Tensor | int | None, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    values: list[Any] = []
+    types: list[Any] = []
+    for argument in arguments:
+        if argument is None or isinstance(argument, torch.Tensor):
+            values.append(0 if argument is None else argument.data_ptr())
+            types.append(ctypes.c_void_p)
+        else:
+            values.append(argument)
+            types.append(ctypes.c_int)
+    return tuple(values), tuple(types)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """How many multiprocessors the device has."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,0 +1,161 @@
+"""The `fast` layout in NumPy: the truth that the CUDA packer, unpacker and product are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tersor.format.constants import ALIGN
+from tersor.kernels.window.layout import (
+    BASES_AT,
+    BLOCK_BYTES,
+    BLOCK_COLS,
+    CODES_AT,
+    LAST_CODES_AT,
+    MAX_BASE,
+    MIN_BASE,
+    RECORD_HEAD,
+    RECORD_ROWS,
+    SHIFTS,
+    SPAN_COLS,
+    STRIP_ROWS,
+    WINDOW,
+    Geometry,
+)
+
+U16 = NDArray[np.uint16]
+_FULL_PAIRS = 15  # pairs of codes that lie in one piece; the sixteenth is spread over three words
+
+
+@dataclass(frozen=True)
+class Window:
+    """A matrix (rows, cols) of bfloat16 in the `fast` layout; the fields are described in `layout`."""
+
+    rows: int
+    cols: int
+    blocks: NDArray[np.uint8]  # (strips * blocks * 1408,)
+    places: NDArray[np.int32]  # (records + 1,), in units of 16 bytes
+    records: NDArray[np.uint8]  # (16 * places[-1],)
+
+
+def choose_base(exponents: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The base (rows,) of each row of a span's `exponents` (rows, cols): the smallest that covers most."""
+    rows = len(exponents)
+    counts = np.zeros((rows, 257), np.int64)
+    np.add.at(counts, (np.arange(rows)[:, None], exponents.astype(np.int64) + 1), 1)
+    below = counts.cumsum(axis=1)  # below[r, e]: weights of row r with an exponent under e
+    covered = below[:, MIN_BASE + WINDOW : MAX_BASE + WINDOW + 1] - below[:, MIN_BASE : MAX_BASE + 1]
+    base: NDArray[np.uint8] = (covered.argmax(axis=1) + MIN_BASE).astype(np.uint8)
+    return base
+
+
+def pack(weight: U16) -> Window:
+    """Pack a matrix (rows, cols) of bfloat16 bit patterns."""
+    rows, cols = weight.shape
+    geometry = Geometry(rows, cols)
+    exponents = (weight >> 7 & 0xFF).astype(np.uint8)
+    base = np.empty((rows, geometry.spans), np.uint8)
+    for span in range(geometry.spans):
+        base[:, span] = choose_base(exponents[:, span * SPAN_COLS : (span + 1) * SPAN_COLS])
+    code = exponents.astype(np.int16) - base.repeat(SPAN_COLS, axis=1)[:, :cols]
+    outside = (code < 0) | (code >= WINDOW)
+    padded = np.zeros((2, geometry.strips * STRIP_ROWS, geometry.padded_cols), np.uint8)
+    padded[0, :rows, :cols] = np.where(outside, 0, weight >> 8 & 0x80 | weight & 0x7F)
+    padded[1, :rows, :cols] = np.where(outside, 0, code)
+    blocks = _pack_blocks(_to_fragments(padded[0]), _to_fragments(padded[1]))
+    records = [
+        _pack_record(weight[r, c], outside[r, c], base[r, span]) for r, c, span in _record_areas(geometry)
+    ]
+    places = np.zeros(len(records) + 1, np.int32)
+    places[1:] = np.cumsum([len(record) // ALIGN for record in records])
+    return Window(rows, cols, blocks, places, np.frombuffer(b"".join(records), np.uint8))
+
+
+def unpack(window: Window) -> U16:
+    """The bit patterns (rows, cols) of the matrix."""
+    geometry = Geometry(window.rows, window.cols)
+    raw, code = _unpack_blocks(window.blocks)
+    raw, code = (_from_fragments(part, geometry)[: window.rows, : window.cols] for part in (raw, code))
+    weight: U16 = (raw.astype(np.uint16) & 0x80) << 8 | code.astype(np.uint16) << 7 | raw & 0x7F
+    for k, (r, c, _) in enumerate(_record_areas(geometry)):
+        part = weight[r, c]
+        record = window.records[ALIGN * window.places[k] : ALIGN * window.places[k + 1]]
+        part += record[BASES_AT : BASES_AT + len(part), None].astype(np.uint16) << np.uint16(7)
+        row, column, values = _exceptions(record)
+        part[row, column] = values
+    return weight
+
+
+def _record_areas(geometry: Geometry) -> Iterator[tuple[slice, slice, int]]:
+    """Rows, columns and number of the span of each record."""
+    for row in range(0, geometry.strips * STRIP_ROWS, STRIP_ROWS):
+        for span in range(geometry.spans):
+            for first in range(row, row + STRIP_ROWS, RECORD_ROWS):
+                yield slice(first, first + RECORD_ROWS), slice(span * SPAN_COLS, (span + 1) * SPAN_COLS), span
+
+
+def _pack_record(weight: U16, outside: NDArray[np.bool_], base: NDArray[np.uint8]) -> bytes:
+    """The record of `weight` (up to 4, up to 1024): which of it are exceptions, the rows' bases (up to 4,)."""
+    counts, bases = np.zeros(RECORD_ROWS, np.uint16), np.full(RECORD_ROWS, MIN_BASE, np.uint8)
+    counts[: len(weight)], bases[: len(weight)] = outside.sum(axis=1), base
+    row, column = np.nonzero(outside)
+    entries = weight[row, column].astype(np.uint32) << np.uint32(16) | column.astype(np.uint32)
+    record = counts.cumsum().astype("<u2").tobytes() + bases.tobytes() + entries.astype("<u4").tobytes()
+    return record + bytes(-len(record) % ALIGN)
+
+
+def _exceptions(record: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64], U16]:
+    """Row and column within the record, and value, of each exception."""
+    running = record[:BASES_AT].view("<u2").astype(np.int64)
+    entries = record[RECORD_HEAD : RECORD_HEAD + 4 * running[-1]].copy().view("<u4")
+    row = np.repeat(np.arange(RECORD_ROWS), np.diff(running, prepend=0))
+    return row, (entries & 0xFFFF).astype(np.int64), (entries >> 16).astype(np.uint16)
+
+
+def _to_fragments(matrix: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """(rows, cols) -> (strip * block, lane, 16 pairs j = 4 i + r, 2)."""
+    strips, blocks = matrix.shape[0] // STRIP_ROWS, matrix.shape[1] // BLOCK_COLS
+    #                        strip  r%2 g   block  t  i  r/2 pair
+    axes = matrix.reshape(strips, 2, 8, blocks, 4, 4, 2, 2)
+    return axes.transpose(0, 3, 2, 4, 5, 6, 1, 7).reshape(strips * blocks, 32, 16, 2)
+
+
+def _from_fragments(fragments: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
+    """The inverse of `_to_fragments`."""
+    axes = fragments.reshape(geometry.strips, geometry.blocks, 8, 4, 4, 2, 2, 2)
+    return axes.transpose(0, 6, 2, 1, 3, 4, 5, 7).reshape(-1, geometry.padded_cols)
+
+
+def _pack_blocks(raw: NDArray[np.uint8], code: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    n = len(raw)
+    words = np.zeros((n, 32, 3), np.uint32)
+    for half in range(2):
+        for j in range(_FULL_PAIRS):
+            words[:, :, j // 5] |= code[:, :, j, half].astype(np.uint32) << (SHIFTS[j % 5] + 16 * half)
+        for bit in range(3):
+            words[:, :, bit] |= (code[:, :, 15, half].astype(np.uint32) >> bit & 1) << (16 * half)
+    out = np.empty((n, BLOCK_BYTES), np.uint8)
+    out[:, :CODES_AT] = raw.reshape(n, 32, 2, 16).transpose(0, 2, 1, 3).reshape(n, CODES_AT)
+    little = words.astype("<u4")
+    out[:, CODES_AT:LAST_CODES_AT] = np.ascontiguousarray(little[:, :, :2]).view(np.uint8).reshape(n, -1)
+    out[:, LAST_CODES_AT:] = np.ascontiguousarray(little[:, :, 2]).view(np.uint8).reshape(n, -1)
+    return out.reshape(-1)
+
+
+def _unpack_blocks(blocks: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    block = blocks.reshape(-1, BLOCK_BYTES)
+    n = len(block)
+    raw = block[:, :CODES_AT].reshape(n, 2, 32, 16).transpose(0, 2, 1, 3).reshape(n, 32, 16, 2)
+    words = np.empty((n, 32, 3), np.uint32)
+    words[:, :, :2] = np.ascontiguousarray(block[:, CODES_AT:LAST_CODES_AT]).view("<u4").reshape(n, 32, 2)
+    words[:, :, 2] = np.ascontiguousarray(block[:, LAST_CODES_AT:]).view("<u4")
+    code = np.zeros((n, 32, 16, 2), np.uint8)
+    for half in range(2):
+        for j in range(_FULL_PAIRS):
+            code[:, :, j, half] = words[:, :, j // 5] >> (SHIFTS[j % 5] + 16 * half) & 7
+        for bit in range(3):
+            code[:, :, 15, half] |= ((words[:, :, bit] >> (16 * half) & 1) << bit).astype(np.uint8)
+    return raw, code
