@@ -5,8 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import tersor
+
+# The same examples each time, and no failure because the machine was busy.
+settings.register_profile(
+    "tersor", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tersor")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,8 +10,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from crafting import gaussian_bytes
 
+from crafting import gaussian_bytes
 from tersor.codec.elements import KINDS
 from tersor.codec.streams import encode_table, multi_table
 from tersor.codec.tiles import decode_row, decode_tiles, encode_tiles
@@ -46,9 +46,7 @@ def test_the_last_strip_beyond_2_31_elements(fast: ModuleType) -> None:
     elements[-data.size :] = data
     first, stop = HUGE.tiles - HUGE.tile_cols, HUGE.tiles
     out, units = np.empty(small.tiles.size + 64, np.uint8), np.zeros(stop - first, np.uint32)
-    used = encode_tiles(
-        FP8, 0, elements, ROWS, COLS, first, stop, encode_table(small.book), out, units
-    )
+    used = encode_tiles(FP8, 0, elements, ROWS, COLS, first, stop, encode_table(small.book), out, units)
     assert out[:used].tobytes() == small.tiles[:-16].tobytes()
 
     offsets = np.zeros(HUGE.tiles + 1, np.uint32)

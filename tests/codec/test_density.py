@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 
 import numpy as np
-from crafting import gaussian_bytes, read_tensors
 
+from crafting import gaussian_bytes, read_tensors
 from tersor.codec import encode, histogram
 from tersor.format.dtypes import RAW_BYTES
 from tersor.format.layout import Grid

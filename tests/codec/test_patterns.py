@@ -6,9 +6,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from crafting import HUFFMAN_DTYPES
 from numpy.typing import NDArray
 
+from crafting import HUFFMAN_DTYPES
 from tersor.codec.split import join, split
 
 ALL_16 = np.arange(1 << 16, dtype=np.uint16)
@@ -51,7 +51,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("dtype", "values", "shape"), CASES, ids=lambda v: str(v) if not hasattr(v, "size") else "")
+@pytest.mark.parametrize(
+    ("dtype", "values", "shape"), CASES, ids=lambda v: str(v) if not hasattr(v, "size") else ""
+)
 def test_every_pattern_comes_back(
     codec: ModuleType, dtype: str, values: NDArray[np.unsignedinteger], shape: tuple[int, ...]
 ) -> None:

@@ -7,8 +7,8 @@ import hashlib
 
 import numpy as np
 import pytest
-from crafting import HUFFMAN_DTYPES, gaussian_bytes
 
+from crafting import HUFFMAN_DTYPES, gaussian_bytes
 from tersor.codec import encode
 from tersor.codec.proof import equals, proven_sha256
 from tersor.format.errors import BadBook, BadOffsets, NotCanonical, TersorError
@@ -96,5 +96,5 @@ def test_damage_is_named() -> None:
         proven_sha256(dataclasses.replace(packed, tiles=packed.tiles[:-16]), "layer")
     tail = packed.tiles.copy()
     tail[-1] = 1
-    with pytest.raises(NotCanonical, match="layer: .*spare"):
+    with pytest.raises(NotCanonical, match=r"layer: .*spare"):
         proven_sha256(dataclasses.replace(packed, tiles=tail), "layer")

@@ -7,8 +7,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from crafting import HUFFMAN_DTYPES, gaussian_bytes
 
+from crafting import HUFFMAN_DTYPES, gaussian_bytes
 from tersor.codec.proof import strips
 from tersor.format.errors import BadTile
 

@@ -7,10 +7,10 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from crafting import HUFFMAN_DTYPES, U8, gaussian_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from crafting import HUFFMAN_DTYPES, U8, gaussian_bytes
 from tersor.codec import Packed, fast, reference
 from tersor.format.errors import UnknownDtype
 
@@ -94,7 +94,7 @@ def test_tiles_of_every_fill(dtype: str) -> None:
     seed=st.integers(0, 2**32),
     spread=st.sampled_from([1, 2, 3, 17, 256]),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_any_tensor(dtype: str, shape: tuple[int, ...], seed: int, spread: int) -> None:
     """Any shape, any bytes: from one value (spread 1) to noise (spread 256)."""
     size = math.prod(shape) * HUFFMAN_DTYPES[dtype]
@@ -103,7 +103,7 @@ def test_any_tensor(dtype: str, shape: tuple[int, ...], seed: int, spread: int) 
 
 
 @given(st.binary(min_size=2, max_size=600).filter(lambda b: len(b) % 4 == 0))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_bytes(content: bytes) -> None:
     for dtype, size in HUFFMAN_DTYPES.items():
         check(np.frombuffer(content, np.uint8), dtype, (len(content) // size,))
