@@ -1,9 +1,9 @@
 // A bfloat16 matrix to the `fast` layout (window/layout.py), in three passes over it.
 //
-// window_rows     per row and span: the base, and how many exceptions it leaves
+// window_rows     per row and segment: the base, and how many exceptions it leaves
 // (the host adds them up to `places` and makes room)
 // window_blocks   per block: fragment bytes and code words
-// window_records  per four rows and span: their record
+// window_records  per segment: their record
 #include "ptx.cuh"
 
 __device__ __forceinline__ int exponent(u32 v) { return v >> 7 & 0xff; }
@@ -12,14 +12,14 @@ __device__ __forceinline__ bool outside(u32 v, int base) { return (u32)(exponent
 constexpr int ROW_THREADS = 256;  // one per symbol
 
 extern "C" __global__ void __launch_bounds__(ROW_THREADS)
-window_rows(const u16* __restrict__ w,  // [rows][cols], one block of threads per row and span
-            u8* __restrict__ base,      // [rows][spans]
-            int* __restrict__ counts,   // [rows][spans]
-            int cols, int spans) {
+window_rows(const u16* __restrict__ w,  // [rows][cols], one block of threads per row and segment
+            u8* __restrict__ base,      // [rows][segments]
+            int* __restrict__ counts,   // [rows][segments]
+            int cols, int segments) {
     __shared__ int histogram[SYMBOLS];
     __shared__ int most, best;
-    const int thread = threadIdx.x, first = blockIdx.x % spans * SPAN_COLS, stop = min(first + SPAN_COLS, cols);
-    w += (long long)(blockIdx.x / spans) * cols;
+    const int thread = threadIdx.x, first = blockIdx.x % segments * SEGMENT_COLS, stop = min(first + SEGMENT_COLS, cols);
+    w += (long long)(blockIdx.x / segments) * cols;
     histogram[thread] = 0;
     if (thread == 0) most = 0, best = SYMBOLS;
     __syncthreads();
@@ -46,8 +46,8 @@ constexpr int BLOCK_THREADS = 256;
 struct Row {
     u32 raw[16], code[16];
 
-    __device__ __forceinline__ void load(const u16* w, const u8* bases, int row, int c, int rows, int cols, int spans) {
-        const int base = row < rows ? bases[(long long)row * spans + c / SPAN_COLS] : MIN_BASE;
+    __device__ __forceinline__ void load(const u16* w, const u8* bases, int row, int c, int rows, int cols, int segments) {
+        const int base = row < rows ? bases[(long long)row * segments + c / SEGMENT_COLS] : MIN_BASE;
         const u16* own = w + (long long)row * cols;
 #pragma unroll
         for (int k = 0; k < 16; k++) {
@@ -61,14 +61,14 @@ struct Row {
 
 extern "C" __global__ void __launch_bounds__(BLOCK_THREADS)
 window_blocks(const u16* __restrict__ w, const u8* __restrict__ base, u8* __restrict__ out,
-              int rows, int cols, int spans, int row_blocks, int blocks) {
+              int rows, int cols, int segments, int row_blocks, int blocks) {
     const int number = blockIdx.x * (BLOCK_THREADS / WARP) + threadIdx.x / WARP, lane = threadIdx.x % WARP;
     if (number >= blocks) return;
     const int g = lane / 4, t = lane % 4;
     const int row = number / row_blocks * TILE_ROWS + g, col = number % row_blocks * BLOCK_COLS + t * 16;
     Row halves[2];
-    halves[0].load(w, base, row, col, rows, cols, spans);
-    halves[1].load(w, base, row + 8, col, rows, cols, spans);
+    halves[0].load(w, base, row, col, rows, cols, segments);
+    halves[1].load(w, base, row + 8, col, rows, cols, segments);
     constexpr int shifts[5] = {7, 4, 1, 10, 13};
     u32 raw[8] = {}, words[3] = {};
 #pragma unroll
@@ -91,34 +91,32 @@ window_blocks(const u16* __restrict__ w, const u8* __restrict__ base, u8* __rest
     *(u32*)(out + LAST_CODES_AT + lane * 4) = words[2];
 }
 
-constexpr int RECORDS_PER_SPAN = TILE_ROWS / RECORD_ROWS;
-
-extern "C" __global__ void __launch_bounds__(RECORD_ROWS * WARP)
+extern "C" __global__ void __launch_bounds__(TILE_ROWS * WARP)
 window_records(const u16* __restrict__ w, const u8* __restrict__ base,
-               const int* __restrict__ counts,  // [rows][spans]
+               const int* __restrict__ counts,  // [rows][segments]
                const int* __restrict__ places,  // [records + 1]
                u8* __restrict__ records,        // zeroed; one block of threads per record, one warp per row
-               int rows, int cols, int spans) {
+               int rows, int cols, int segments) {
     const int lane = threadIdx.x % WARP, r = threadIdx.x / WARP;
-    const int strip_span = blockIdx.x / RECORDS_PER_SPAN, span = strip_span % spans;
-    const int first_row = strip_span / spans * TILE_ROWS + blockIdx.x % RECORDS_PER_SPAN * RECORD_ROWS;
+    const int segment = blockIdx.x % segments, first_row = blockIdx.x / segments * TILE_ROWS, row = first_row + r;
     u8* record = records + (long long)places[blockIdx.x] * ALIGN;
-    int at = 0, running = 0;
-    for (int i = 0; i < RECORD_ROWS; i++) {
-        if (i == r) at = running;
-        running += first_row + i < rows ? counts[(long long)(first_row + i) * spans + span] : 0;
-        if (i == r && lane == 0) ((u16*)record)[r] = running;
+    const int other = first_row + lane;
+    int running = lane <= r && other < rows ? counts[(long long)other * segments + segment] : 0;
+#pragma unroll
+    for (int step = WARP / 2; step; step /= 2) running += __shfl_xor_sync(ALL_LANES, running, step);
+    const int b = row < rows ? base[(long long)row * segments + segment] : MIN_BASE;
+    if (lane == 0) {
+        ((u16*)record)[r] = running;
+        record[BASES_AT + r] = b;
     }
-    const int row = first_row + r, b = row < rows ? base[(long long)row * spans + span] : MIN_BASE;
-    if (lane == 0) record[BASES_AT + r] = b;
     if (row >= rows) return;
-    u32* entries = (u32*)(record + RECORD_HEAD);
-    for (int first = 0; first < SPAN_COLS; first += WARP) {
-        const int column = first + lane, c = span * SPAN_COLS + column;
+    u32* entries = (u32*)(record + RECORD_HEAD) + running - counts[(long long)row * segments + segment];
+    for (int first = 0; first < SEGMENT_COLS; first += WARP) {
+        const int column = first + lane, c = segment * SEGMENT_COLS + column;
         const u32 v = c < cols ? w[(long long)row * cols + c] : (u32)b << 7;
         const bool is = outside(v, b);
         const u32 all = __ballot_sync(ALL_LANES, is);
-        if (is) entries[at + __popc(all & ((1u << lane) - 1))] = v << 16 | column;
-        at += __popc(all);
+        if (is) entries[__popc(all & ((1u << lane) - 1))] = v << 16 | column;
+        entries += __popc(all);
     }
 }

@@ -18,7 +18,6 @@ from tersor.kernels.window.layout import (
     EXCEPTION_BYTES,
     MACROS,
     RECORD_HEAD,
-    RECORD_ROWS,
     STRIP_ROWS,
     Geometry,
 )
@@ -70,31 +69,37 @@ def pack(weight: torch.Tensor) -> WindowTensors:
     weight = weight.detach().contiguous()
     rows, cols = weight.shape
     geometry, device = Geometry(rows, cols), weight.device
-    base = weight.new_empty((rows, geometry.spans), dtype=torch.uint8)
-    counts = weight.new_empty((rows, geometry.spans), dtype=torch.int32)
+    base = weight.new_empty((rows, geometry.segments), dtype=torch.uint8)
+    counts = weight.new_empty((rows, geometry.segments), dtype=torch.int32)
     _pack_kernel("window_rows")(
-        Launch((rows * geometry.spans, 1), _ROW_THREADS), device, weight, base, counts, cols, geometry.spans
+        Launch((rows * geometry.segments, 1), _ROW_THREADS),
+        device,
+        weight,
+        base,
+        counts,
+        cols,
+        geometry.segments,
     )
     places = _places(counts, geometry)
     blocks = weight.new_empty(geometry.block_bytes, dtype=torch.uint8)
     number = geometry.strips * geometry.blocks
     _pack_kernel("window_blocks")(
         Launch((-(-number // _WARPS), 1), 32 * _WARPS),
-        device, weight, base, blocks, rows, cols, geometry.spans, geometry.blocks, number,
+        device, weight, base, blocks, rows, cols, geometry.segments, geometry.blocks, number,
     )  # fmt: skip
     records = torch.zeros(int(places[-1]) * ALIGN, dtype=torch.uint8, device=device)
     _pack_kernel("window_records")(
-        Launch((geometry.records, 1), 32 * RECORD_ROWS),
-        device, weight, base, counts, places, records, rows, cols, geometry.spans,
+        Launch((geometry.records, 1), 32 * STRIP_ROWS),
+        device, weight, base, counts, places, records, rows, cols, geometry.segments,
     )  # fmt: skip
     return WindowTensors(rows, cols, blocks, places, records)
 
 
 def _places(counts: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    """Where each record begins (records + 1,), from the exceptions of each row and span."""
+    """Where each record begins (records + 1,), from the exceptions of each row and segment."""
     pad = geometry.strips * STRIP_ROWS - geometry.rows
     padded = torch.nn.functional.pad(counts, (0, 0, 0, pad))
-    of_record = padded.view(geometry.strips, -1, RECORD_ROWS, geometry.spans).sum(2).transpose(1, 2)
+    of_record = padded.view(geometry.strips, STRIP_ROWS, geometry.segments).sum(1)
     units = (RECORD_HEAD + EXCEPTION_BYTES * of_record + ALIGN - 1) // ALIGN
     return torch.nn.functional.pad(units.reshape(-1).cumsum(0), (1, 0)).to(torch.int32)
 
@@ -104,9 +109,9 @@ def decode(packed: WindowTensors) -> torch.Tensor:
     geometry = packed.geometry
     out = packed.blocks.new_empty((packed.rows, packed.cols), dtype=torch.bfloat16)
     _decode_kernel()(
-        Launch((geometry.strips * geometry.spans, 1), _DECODE_THREADS), packed.blocks.device,
+        Launch((geometry.records, 1), _DECODE_THREADS), packed.blocks.device,
         packed.blocks, packed.places, packed.records, out,
-        packed.rows, packed.cols, geometry.blocks, geometry.spans,
+        packed.rows, packed.cols, geometry.blocks, geometry.segments,
     )  # fmt: skip
     return out
 
@@ -129,7 +134,7 @@ def linear(
     kernel(variant)(
         launch, device,
         packed.blocks, packed.places, packed.records, x, bias, y, partial,
-        rows, geometry.blocks, geometry.spans, geometry.padded_cols, tokens,
+        rows, geometry.blocks, geometry.segments, geometry.padded_cols, tokens,
     )  # fmt: skip
     if sliced:
         combine = Launch((-(-tokens * rows // 256), 1), 256)

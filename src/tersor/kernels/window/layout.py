@@ -25,22 +25,21 @@ g and g + 8 and columns 16 t to 16 t + 15; step i = 0..3 multiplies its columns 
 Pair j = 4 i + r of codes (first of the pair in the low, second in the high half of a word) is in word
 j / 5 at bit SHIFTS[j % 5] of each half; the three bits of pair 15 are the bit 0 of the three words.
 
-**Records.** Four rows of a *span* (a strip's 16 rows x 1024 columns) share a record of 16-byte units: the
-bases of the rows, and their exceptions, sorted by row and column. Record k = (strip * spans + span) * 4 +
-row / 4 begins at unit `places[k]` (int32) of `records`:
+**Records.** Each *segment* (a strip's 16 rows x 512 columns) has a record of 16-byte units: the bases of its
+rows, and its exceptions, sorted by row and column. Record k = strip * segments + segment begins at unit
+`places[k]` (int32) of `records`:
 
     bytes      what
-    0          [4] uint16  how many exceptions there are in rows 0..r
-    8          [4] uint8   the bases of the rows
-    12         [n] uint32  column within the span, and the bfloat16 itself in the upper half
+    0          [16] uint16  how many exceptions there are in rows 0..r
+    32         [16] uint8   the bases of the rows
+    48         [n] uint32   column within the segment, and the bfloat16 itself in the upper half
 
-So all that one warp needs for its part of a span's sums comes in one piece, which it can fetch long before.
-
-The base of a row in a span is the smallest one that leaves the fewest exceptions. It costs nothing: the
-kernel multiplies the row's sum over the span by 2^base.
+So the warp that multiplies a segment gets all it needs besides the blocks in one piece, for which it can ask
+long before. The base of a row in a segment is the smallest one that leaves the fewest exceptions.
 
 Rejected: a base per matrix (0.3 % more exceptions); lists per row, found through pointers (three dependent
-trips to a busy memory: 0.7 of cuBLAS's speed, dev/LOG.md); exceptions of 24 or 26 bits (0.07 bits per
+trips to a busy memory: 0.7 of cuBLAS's speed, dev/LOG.md); exceptions left to warps of their own (too few
+of them to hide their latency: 1.0 of cuBLAS's speed at 8 tokens); exceptions of 24 or 26 bits (0.07 bits per
 weight less, but five instructions more each, and instructions are what is short); one-hot matrix products
 for exceptions (slower); exceptions patched into the weights before the product (they would have to pass
 through shared memory twice).
@@ -60,13 +59,12 @@ LAST_CODES_AT = CODES_AT + 32 * 8
 WINDOW = 8  # exponents that a 3-bit code tells apart
 SHIFTS = (7, 4, 1, 10, 13)  # bit of the pairs 5 w + 0..4 in word w; 7 is a bfloat16's lowest exponent bit
 MIN_BASE, MAX_BASE = 1, 240  # exponent 0 has no implicit one; 2^base must stay a float32 in the epilogue
-RECORD_ROWS = 4
-BASES_AT = 2 * RECORD_ROWS  # bytes; before them, how many exceptions there are per row, running
-RECORD_HEAD = BASES_AT + RECORD_ROWS
+BASES_AT = 2 * STRIP_ROWS  # bytes; before them, how many exceptions there are per row, running
+RECORD_HEAD = BASES_AT + STRIP_ROWS
 EXCEPTION_BYTES = 4
 
-# The order of every sum, in columns: a *segment* is one chain of matrix instructions; segments add up to
-# a *span*, to which its exceptions are added; spans add up to the row. It does not depend on how many
+# The order of every sum, in columns: a *segment* is one chain of matrix instructions, to which its
+# exceptions are added; two segments add up to a *span*, spans to the row. It does not depend on how many
 # tokens there are or how the work is dealt out, so results do not either.
 SEGMENT_COLS = 512
 SPAN_COLS = 1024
@@ -100,9 +98,14 @@ class Geometry:
         return -(-self.cols // SPAN_COLS)
 
     @property
+    def segments(self) -> int:
+        """Segments of 512 columns in a row."""
+        return -(-self.cols // SEGMENT_COLS)
+
+    @property
     def records(self) -> int:
-        """Records, four per span."""
-        return self.strips * self.spans * (STRIP_ROWS // RECORD_ROWS)
+        """Records, one per segment."""
+        return self.strips * self.segments
 
     @property
     def block_bytes(self) -> int:
@@ -125,7 +128,6 @@ MACROS = (
     ("MAX_BASE", MAX_BASE),
     ("BASES_AT", BASES_AT),
     ("RECORD_HEAD", RECORD_HEAD),
-    ("RECORD_ROWS", RECORD_ROWS),
     ("EXCEPTION_BYTES", EXCEPTION_BYTES),
     ("SEGMENT_COLS", SEGMENT_COLS),
     ("SPAN_COLS", SPAN_COLS),

@@ -10,14 +10,12 @@ from tersor.kernels.launcher import Kernel, Launch
 from tersor.kernels.window.layout import (
     BLOCK_BYTES,
     MACROS,
-    SEGMENT_COLS,
     SPAN_COLS,
     STRIP_ROWS,
     Geometry,
 )
 
-_TILE_THREADS = 128  # epilogue threads per 8 tokens
-_RECORD_RING = 4 * 512 + 8 * 8  # bytes, per epilogue warp
+_SLOT_BYTES = 1024  # for the record of a segment, per warp
 _SUM_PITCH = STRIP_ROWS + 1
 
 
@@ -37,18 +35,15 @@ class Variant:
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return 32 * self.consumers + self.tokens // 8 * _TILE_THREADS
+        return 32 * (self.consumers + self.tokens // 8)
 
     @property
     def shared(self) -> int:
         """Bytes of dynamic shared memory of a block, laid out as in window_linear.cu."""
-        tiles = self.tokens // 8
-        ring = self.consumers * self.stages * 2 * BLOCK_BYTES
-        records = tiles * _TILE_THREADS // 32 * _RECORD_RING
+        rings = self.consumers * (self.stages * 2 * BLOCK_BYTES + _SLOT_BYTES)
         sums = 2 * self.consumers * self.tokens * _SUM_PITCH * 4
-        kept = self.consumers * SEGMENT_COLS // SPAN_COLS * tiles * _TILE_THREADS * 8
         activations = self.tokens * (self.slice_spans * SPAN_COLS + 8) * 2 if self.slice_spans else 0
-        return ring + records + sums + kept + activations
+        return rings + sums + activations
 
     @property
     def program(self) -> Program:

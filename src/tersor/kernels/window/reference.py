@@ -18,9 +18,8 @@ from tersor.kernels.window.layout import (
     MAX_BASE,
     MIN_BASE,
     RECORD_HEAD,
-    RECORD_ROWS,
+    SEGMENT_COLS,
     SHIFTS,
-    SPAN_COLS,
     STRIP_ROWS,
     WINDOW,
     Geometry,
@@ -42,7 +41,7 @@ class Window:
 
 
 def choose_base(exponents: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The base (rows,) of each row of a span's `exponents` (rows, cols): the smallest that covers most."""
+    """The base (rows,) of each row of a segment's `exponents` (rows, cols): the smallest that covers most."""
     rows = len(exponents)
     counts = np.zeros((rows, 257), np.int64)
     np.add.at(counts, (np.arange(rows)[:, None], exponents.astype(np.int64) + 1), 1)
@@ -57,18 +56,16 @@ def pack(weight: U16) -> Window:
     rows, cols = weight.shape
     geometry = Geometry(rows, cols)
     exponents = (weight >> 7 & 0xFF).astype(np.uint8)
-    base = np.empty((rows, geometry.spans), np.uint8)
-    for span in range(geometry.spans):
-        base[:, span] = choose_base(exponents[:, span * SPAN_COLS : (span + 1) * SPAN_COLS])
-    code = exponents.astype(np.int16) - base.repeat(SPAN_COLS, axis=1)[:, :cols]
+    base = np.empty((rows, geometry.segments), np.uint8)
+    for k in range(geometry.segments):
+        base[:, k] = choose_base(exponents[:, k * SEGMENT_COLS : (k + 1) * SEGMENT_COLS])
+    code = exponents.astype(np.int16) - base.repeat(SEGMENT_COLS, axis=1)[:, :cols]
     outside = (code < 0) | (code >= WINDOW)
     padded = np.zeros((2, geometry.strips * STRIP_ROWS, geometry.padded_cols), np.uint8)
     padded[0, :rows, :cols] = np.where(outside, 0, weight >> 8 & 0x80 | weight & 0x7F)
     padded[1, :rows, :cols] = np.where(outside, 0, code)
     blocks = _pack_blocks(_to_fragments(padded[0]), _to_fragments(padded[1]))
-    records = [
-        _pack_record(weight[r, c], outside[r, c], base[r, span]) for r, c, span in _record_areas(geometry)
-    ]
+    records = [_pack_record(weight[r, c], outside[r, c], base[r, k]) for r, c, k in _segments(geometry)]
     places = np.zeros(len(records) + 1, np.int32)
     places[1:] = np.cumsum([len(record) // ALIGN for record in records])
     return Window(rows, cols, blocks, places, np.frombuffer(b"".join(records), np.uint8))
@@ -80,7 +77,7 @@ def unpack(window: Window) -> U16:
     raw, code = _unpack_blocks(window.blocks)
     raw, code = (_from_fragments(part, geometry)[: window.rows, : window.cols] for part in (raw, code))
     weight: U16 = (raw.astype(np.uint16) & 0x80) << 8 | code.astype(np.uint16) << 7 | raw & 0x7F
-    for k, (r, c, _) in enumerate(_record_areas(geometry)):
+    for k, (r, c, _) in enumerate(_segments(geometry)):
         part = weight[r, c]
         record = window.records[ALIGN * window.places[k] : ALIGN * window.places[k + 1]]
         part += record[BASES_AT : BASES_AT + len(part), None].astype(np.uint16) << np.uint16(7)
@@ -89,17 +86,16 @@ def unpack(window: Window) -> U16:
     return weight
 
 
-def _record_areas(geometry: Geometry) -> Iterator[tuple[slice, slice, int]]:
-    """Rows, columns and number of the span of each record."""
-    for row in range(0, geometry.strips * STRIP_ROWS, STRIP_ROWS):
-        for span in range(geometry.spans):
-            for first in range(row, row + STRIP_ROWS, RECORD_ROWS):
-                yield slice(first, first + RECORD_ROWS), slice(span * SPAN_COLS, (span + 1) * SPAN_COLS), span
+def _segments(geometry: Geometry) -> Iterator[tuple[slice, slice, int]]:
+    """Rows, columns and number within its strip of each segment."""
+    for row in range(0, geometry.rows, STRIP_ROWS):
+        for k in range(geometry.segments):
+            yield slice(row, row + STRIP_ROWS), slice(k * SEGMENT_COLS, (k + 1) * SEGMENT_COLS), k
 
 
 def _pack_record(weight: U16, outside: NDArray[np.bool_], base: NDArray[np.uint8]) -> bytes:
-    """The record of `weight` (up to 4, up to 1024): which of it are exceptions, the rows' bases (up to 4,)."""
-    counts, bases = np.zeros(RECORD_ROWS, np.uint16), np.full(RECORD_ROWS, MIN_BASE, np.uint8)
+    """The record of a segment `weight` (up to 16, up to 512): its exceptions, its rows' bases (up to 16,)."""
+    counts, bases = np.zeros(STRIP_ROWS, np.uint16), np.full(STRIP_ROWS, MIN_BASE, np.uint8)
     counts[: len(weight)], bases[: len(weight)] = outside.sum(axis=1), base
     row, column = np.nonzero(outside)
     entries = weight[row, column].astype(np.uint32) << np.uint32(16) | column.astype(np.uint32)
@@ -108,10 +104,10 @@ def _pack_record(weight: U16, outside: NDArray[np.bool_], base: NDArray[np.uint8
 
 
 def _exceptions(record: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64], U16]:
-    """Row and column within the record, and value, of each exception."""
+    """Row and column within the segment, and value, of each exception of a record."""
     running = record[:BASES_AT].view("<u2").astype(np.int64)
-    entries = record[RECORD_HEAD : RECORD_HEAD + 4 * running[-1]].copy().view("<u4")
-    row = np.repeat(np.arange(RECORD_ROWS), np.diff(running, prepend=0))
+    entries = record[RECORD_HEAD : RECORD_HEAD + 4 * running[-1]].view("<u4")
+    row = np.repeat(np.arange(STRIP_ROWS), np.diff(running, prepend=0))
     return row, (entries & 0xFFFF).astype(np.int64), (entries >> 16).astype(np.uint16)
 
 
