@@ -8,10 +8,13 @@ Importing this module registers it. Nobody has to: see `tersor.integrations.auto
     config.py      what config.json says, and the user's options
     quantizer.py   Transformers' interface, thin
     homes.py       which parameter of the model each tensor of the checkpoint is
+    surgery.py     stacks of experts, and what is remembered of a preparation
     loading.py     giving the model's modules their compressed form, before the data comes
     encoding.py    compressing tensors as they are loaded
     tying.py       tied weights share one compressed tensor
     saving.py      the state dict and manifest of a checkpoint that keeps FORMAT.md's rules
+    restoring.py   dequantize()
+    parallel.py    what is refused
 
 Kept working for Transformers 5.17 up to the newest; where they differ, a comment says so.
 """

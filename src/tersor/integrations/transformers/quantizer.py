@@ -24,8 +24,9 @@ class TersorQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Any = None, dtype: torch.dtype | None = None, **_: Any
     ) -> Any:
-        from tersor.integrations.transformers import encoding, loading
+        from tersor.integrations.transformers import encoding, loading, parallel
 
+        parallel.refuse_plans(model)
         config = self.quantization_config.to_dict()
         prepare = loading.prepare_compressed if self.pre_quantized else encoding.prepare_encoding
         self.prepared = prepare(model, checkpoint_files, config, dtype)
@@ -47,13 +48,10 @@ class TersorQuantizer(HfQuantizer):
         return Encode()
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        from tersor.integrations.transformers.parallel import refuse_distributed
         from tersor.integrations.transformers.surgery import cast_plain
 
-        if (getattr(model, "_tp_size", None) or 1) > 1:
-            raise NotImplementedError(
-                f"{type(model).__name__}: tensor parallelism cannot shard compressed weights yet; load without a "
-                f"tensor-parallel plan, or `tersor decompress` the checkpoint and load that"
-            )
+        refuse_distributed(model)
         cast_plain(model, self.prepared.dtypes)
         return model
 
