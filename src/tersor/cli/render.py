@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from tersor.pipeline.progress import Progress as Step
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+_LINE_SECONDS = 10  # between two lines of progress in a log
 
 
 def size(nbytes: int | float) -> str:
@@ -73,11 +76,34 @@ def print_error(error: Exception | str, as_json: bool) -> None:
         print_json({"error": {"type": name, "message": str(error)}})
 
 
+def _lines(doing: str) -> OnProgress:
+    """Progress for a log file: a line now and then, for jobs that are long enough."""
+    started = last = time.monotonic()
+
+    def show(step: Step) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < _LINE_SECONDS or not step.done_bytes:
+            return
+        last = now
+        left = (now - started) * (step.total_bytes / step.done_bytes - 1)
+        share = 100 * step.done_bytes / step.total_bytes
+        err.print(
+            f"{doing}: {share:.0f} %, {size(step.done_bytes)} of {size(step.total_bytes)}, ratio so far "
+            f"{100 * step.ratio:.1f} %, {seconds(left)} left"
+        )
+
+    return show
+
+
 @contextmanager
 def progress_bar(doing: str, quiet: bool) -> Iterator[OnProgress]:
-    """A bar on stderr with bytes, ratio so far and time left; nothing when quiet or no terminal."""
-    if quiet or not sys.stderr.isatty():
+    """A bar on stderr with bytes, ratio so far and time left; lines where there is no terminal; nothing if quiet."""
+    if quiet:
         yield silent
+        return
+    if not sys.stderr.isatty():
+        yield _lines(doing)
         return
     columns = (
         TextColumn("{task.description}"),
