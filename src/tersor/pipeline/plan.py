@@ -9,6 +9,7 @@ keys and values.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,10 +18,9 @@ from typing import Any
 
 from tersor.format.checkpoint import Checkpoint, open_checkpoint
 from tersor.format.dtypes import nbytes
-from tersor.format.errors import UsageError
 from tersor.format.validate import check_compressed, is_compressed
 from tersor.pipeline.compress import wants_compression
-from tersor.pipeline.source import local_path, looks_like_hub_id
+from tersor.pipeline.source import hub_access, local_path, looks_like_hub_id
 
 # Bits per weight of the huffman codec on trained weights, index and tables counted.
 HUFFMAN_BITS: Mapping[str, float] = {"BF16": 10.8, "F16": 13.7, "F32": 26.8, "F8_E4M3": 6.8, "F8_E5M2": 6.9}
@@ -141,23 +141,11 @@ def _local_headers(source: Checkpoint) -> tuple[list[TensorHeader], Mapping[str,
 def _hub_headers(
     model: str, revision: str | None
 ) -> tuple[list[TensorHeader], Mapping[str, Any], int | None]:
-    import json
-
     from huggingface_hub import get_safetensors_metadata, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, NotASafetensorsRepoError
 
-    try:
+    with hub_access(model):
         found = get_safetensors_metadata(model, revision=revision)
         config = json.loads(Path(hf_hub_download(model, "config.json", revision=revision)).read_text("utf-8"))
-    except NotASafetensorsRepoError as error:
-        raise UsageError(
-            f"{model}: holds no safetensors weights on the Hub; tersor reads no other format"
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise UsageError(
-            f"{model}: is no path here, and its headers cannot be had from the Hub: "
-            f"{(str(error).strip().splitlines() or [type(error).__name__])[0]}"
-        ) from error
     files: Iterable[Any] = found.files_metadata.values()
     headers = [_header(name, t.dtype, tuple(t.shape)) for f in files for name, t in f.tensors.items()]
     return headers, config, None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tersor.format.errors import UsageError
@@ -27,16 +29,23 @@ def local_path(model: str, revision: str | None = None) -> Path:
             f"{model}: there is no such file or directory, and it is no Hub id (owner/name) either"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    try:
+    with hub_access(model):
         return Path(snapshot_download(model, revision=revision, allow_patterns=_WANTED))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+
+
+@contextmanager
+def hub_access(model: str) -> Iterator[None]:
+    """Turn whatever goes wrong between here and the Hub into one clear error.
+
+    Everything is caught: the Hub's client raises its own errors, those of the HTTP library it
+    happens to use (which has changed between its versions), and plain OSErrors.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"{model}: is no path here, and cannot be had from the Hub: {_first_line(error)}. Check the name, the "
-            f"network, and `hf auth login` for a gated model"
+            f"{model}: is no path here, and cannot be had from the Hub: {reason}. Check the name, the network, and "
+            f"`hf auth login` for a gated model"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

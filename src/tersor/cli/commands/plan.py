@@ -57,9 +57,10 @@ def _parse_tokens(text: str) -> int:
 
 
 def _show(result: Plan) -> None:
+    cache = result.kv_bytes_per_token
     out.print(
-        f"[bold]{result.model}[/]: {result.parameters:,} parameters; KV cache "
-        f"{size(result.kv_bytes_per_token)} per token, {size(result.kv_bytes_per_token * result.context)} for {result.context:,}"
+        f"[bold]{result.model}[/]: {result.parameters:,} parameters; KV cache {size(cache)} per token, "
+        f"{size(cache * result.context)} for {result.context:,}"
     )
     table = Table(box=None, pad_edge=False)
     table.add_column("weights")
