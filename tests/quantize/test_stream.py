@@ -15,8 +15,10 @@ from tersor.format.errors import UsageError
 from tersor.quantize import spqr
 from tersor.quantize.blocks import find_stacks, find_targets
 from tersor.quantize.capture import capture
-from tersor.quantize.dequantize_torch import dequantize
+from tersor.quantize.lazy import open_lazily
+from tersor.quantize.method import dequantize
 from tersor.quantize.observe import Observer
+from tersor.quantize.quantized import Quantized
 from tersor.quantize.settings import Settings, gptq, preset, rtn
 from tersor.quantize.store import Store
 from tersor.quantize.stream import Job, quantize_model
@@ -267,6 +269,31 @@ def test_a_killed_job_goes_on_and_ends_the_same(tmp_path: Path) -> None:
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("make", [llama, falcon, opt])
+def test_a_model_read_block_by_block_gives_the_same(make: Callable[[], Any], tmp_path: Path) -> None:
+    model = build(make)
+    model.save_pretrained(tmp_path / "model", max_shard_size="100KB")
+    whole = Store(tmp_path / "whole", "job")
+    reports = quantize_model(model, tokens(), Job(everywhere(preset("4-bit")), store=whole))
+    light, lazy = open_lazily(tmp_path / "model")
+    assert any(parameter.device.type == "meta" for parameter in light.parameters())
+    store = Store(tmp_path / "lazy", "job")
+    quantize_model(light, tokens(), Job(everywhere(preset("4-bit")), store=store, lazy=lazy))
+    for report in reports:
+        a, b = whole.get(report.name), store.get(report.name)
+        assert a is not None and b is not None
+        assert torch.equal(dequantize(a), dequantize(b))
+    for block in find_stacks(light)[0].blocks:
+        assert {parameter.device.type for parameter in block.parameters()} == {"meta"}
+
+
+def test_names_that_differ_are_an_error(tmp_path: Path) -> None:
+    build(qwen3_moe).save_pretrained(tmp_path)
+    model, lazy = open_lazily(tmp_path)
+    with pytest.raises(UsageError, match=r"experts.*load the model whole"):
+        quantize_model(model, tokens(), Job(everywhere(rtn(4)), lazy=lazy))
+
+
 def test_the_store_gives_back_what_it_was_given(tmp_path: Path) -> None:
     store = Store(tmp_path, {"bits": 3})
     weight = torch.randn(40, 70).bfloat16()
@@ -274,7 +301,7 @@ def test_the_store_gives_back_what_it_was_given(tmp_path: Path) -> None:
         q = spqr.quantize(weight, torch.eye(70), settings)
         store.put("a.weight", q)
         found = store.get("a.weight")
-        assert found is not None
+        assert isinstance(found, Quantized)
         assert found.settings == settings
         assert torch.equal(dequantize(found), dequantize(q))
         np.testing.assert_array_equal(found.outlier_index, q.outlier_index)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from tersor.format.errors import UsageError
 from tersor.quantize.blocks import Target
+from tersor.quantize.lazy import Lazy
 from tersor.quantize.method import Method, Result, dequantize, quantize
 from tersor.quantize.observe import Observer
 from tersor.quantize.quantized import Bits
@@ -64,6 +65,8 @@ class Job:
     compute: torch.dtype = torch.float32
     true_sequential: bool = False
     store: Store | None = None
+    lazy: Lazy | None = None
+    """What gives blocks their weights when the model has none; results are then in the store only."""
     progress: Callable[[LayerReport], None] | None = None
 
 
@@ -77,7 +80,7 @@ def quantize_model(
     activations that are not finite, and for a model without blocks.
     """
     reports: list[LayerReport] = []
-    for stop in walk(model, sequences, job.device, run):
+    for stop in walk(model, sequences, job.device, run, job.lazy):
         with torch.no_grad():
             reports += _block(stop, job)
     return reports

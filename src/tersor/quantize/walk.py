@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tersor.format.errors import UsageError
 from tersor.quantize.blocks import Target, find_stacks, find_targets
 from tersor.quantize.capture import Calls, capture, hidden_of, move
+from tersor.quantize.lazy import Lazy
 from tersor.quantize.observe import Observer
 
 Run = Callable[[Tensor], object]
@@ -54,23 +55,34 @@ class Stop:
 
 
 def walk(
-    model: nn.Module, sequences: Tensor, device: torch.device | str = "cpu", run: Run | None = None
+    model: nn.Module,
+    sequences: Tensor,
+    device: torch.device | str = "cpu",
+    run: Run | None = None,
+    lazy: Lazy | None = None,
 ) -> Iterator[Stop]:
     """Stop at every block of every stack of `model`, calibrated on `sequences` (N, L).
 
-    `run` feeds one sequence (1, L) to the model; by default as `input_ids`, without a cache. Raises
-    `UsageError` when the model has no blocks or a block's output is not finite.
+    `run` feeds one sequence (1, L) to the model; by default as `input_ids`, without a cache. `lazy` gives
+    blocks their weights, if they have none. Raises `UsageError` when the model has no blocks or a
+    block's output is not finite.
     """
     model.eval()
     experts = getattr(model, "set_experts_implementation", None)
     if callable(experts):
         experts("eager")  # the one that calls linear() expert by expert
-    home = next(model.parameters()).device
+    home = _home(model)
     run = run or (lambda ids: model(input_ids=ids.to(home), use_cache=False))
     for stack in find_stacks(model):
+        first = f"{stack.name}.0"
+        if lazy:  # the capture runs the first block once
+            lazy.enter(first, stack.blocks[0], home)
         calls = capture(run, stack.blocks, sequences)
         for number, block in enumerate(stack.blocks):
-            stop = Stop(f"{stack.name}.{number}", block.to(device), number, calls, device)
+            stop = Stop(f"{stack.name}.{number}", block, number, calls, device)
+            if lazy and number:
+                lazy.enter(stop.name, block, device)
+            block.to(device)
             yield stop
             for i, hidden in enumerate(stop.outputs()):
                 if not torch.isfinite(hidden).all():
@@ -79,4 +91,13 @@ def walk(
                         f"check the weights and the calibration text"
                     )
                 calls.hidden[i] = hidden.cpu()
-            block.to(home)
+            if lazy:
+                lazy.leave(stop.name, block)
+            else:
+                block.to(home)
+
+
+def _home(model: nn.Module) -> torch.device:
+    """Where the model lives: the device of its first weight that has one."""
+    devices = (parameter.device for parameter in model.parameters())
+    return next((device for device in devices if device.type != "meta"), torch.device("cpu"))
