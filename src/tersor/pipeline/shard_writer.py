@@ -20,6 +20,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -56,8 +57,13 @@ class ShardWriter:
         self._journal_path = _journal_path(path)
         self._end = 0  # bytes of data so far
         kept = self._recover(identity)
-        self._data = self._open_data()
-        self._journal = self._start_journal(identity, kept)
+        with ExitStack() as opened:  # closes again what is open when the next step fails
+            self._journal = opened.enter_context(self._start_journal(identity, kept))
+            self._data_path.touch()
+            self._data = opened.enter_context(self._data_path.open("r+b"))
+            self._data.truncate(self.room + self._end)
+            self._data.seek(self.room + self._end)
+            opened.pop_all()
 
     @property
     def nbytes(self) -> int:
@@ -118,7 +124,7 @@ class ShardWriter:
                 return []
             for line in lines[1:]:
                 record = _parse_line(line)
-                if record is None or not self._holds(data, record[2]):
+                if record is None or record[2][0][1].begin != self._end or not self._holds(data, record[2]):
                     break
                 self._accept(*record)
                 kept.append(line)
@@ -138,20 +144,12 @@ class ShardWriter:
                 return False
         return True
 
-    def _open_data(self) -> IO[bytes]:
-        self._data_path.touch()
-        data = self._data_path.open("r+b")
-        data.truncate(self.room + self._end)
-        data.seek(self.room + self._end)
-        return data
-
     def _start_journal(self, identity: str, kept: list[bytes]) -> IO[bytes]:
         fresh = self._journal_path.with_name(self._journal_path.name + ".new")
-        journal = fresh.open("wb")
-        journal.writelines([_identity_line(identity, self.room), *kept])
-        journal.flush()
+        with fresh.open("wb") as journal:
+            journal.writelines([_identity_line(identity, self.room), *kept])
         fresh.replace(self._journal_path)
-        return journal
+        return self._journal_path.open("ab")
 
 
 def finished(path: Path) -> bool:
