@@ -151,8 +151,8 @@ def test_an_output_of_other_room_is_begun_anew(
     plain: Path, partial: Path, whole: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The room kept for the header is part of what a journal stands for."""
-    original = module._header_room
+    original = module.header_room
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_header_room", lambda shard: original(shard) + 8)
+        patch.setattr(module, "header_room", lambda shard: original(shard) + 8)
         assert resume(plain, partial) == 0
     assert tree(partial.with_suffix("")).keys() == whole.keys()

@@ -15,41 +15,31 @@ A killed job resumes (`shard_writer`), and the output appears whole or not at al
 
 from __future__ import annotations
 
-import hashlib
-import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tersor._version import __version__
-from tersor.codec import Packed, encode
-from tersor.codec.proof import equals
-from tersor.format.checkpoint import INDEX, Checkpoint, open_checkpoint
-from tersor.format.constants import CODEC_HUFFMAN, CODEC_RAW, FORMAT_VERSION, MANIFEST_KEY, QUANT_METHOD
-from tersor.format.dtypes import RAW_BYTES
-from tersor.format.errors import UsageError, VerificationError
-from tersor.format.layout import BOOK, OFFSETS, TILES, stored_tensors
+from tersor.format.checkpoint import Checkpoint, open_checkpoint
+from tersor.format.constants import CODEC_HUFFMAN, FORMAT_VERSION, MANIFEST_KEY, QUANT_METHOD
+from tersor.format.errors import UsageError
+from tersor.format.layout import stored_tensors
 from tersor.format.manifest import TensorEntry, dump_manifest, parse_manifest
-from tersor.format.shard import Extent, Shard, dump_header, read_shard
+from tersor.format.shard import Extent, Shard, read_shard
 from tersor.format.validate import is_compressed
 from tersor.pipeline.output import Output, resumable
 from tersor.pipeline.progress import OnProgress, Progress, silent
 from tersor.pipeline.read_ahead import Budget, read_ahead
+from tersor.pipeline.rewriting import open_output, publish
 from tersor.pipeline.shard_writer import Part, ShardWriter, finished
 from tersor.pipeline.source import local_path
+from tersor.pipeline.stored_form import compressed_form, header_room
 
-U8 = NDArray[np.uint8]
-
-MIN_ELEMENTS = 4096  # below this, tables and index eat what coding saves
 _SPARE_BYTES = 256 << 20  # budget beyond two of the largest tensors
 _FOOTPRINT = 1.75  # a tensor in flight: its bytes, and at most 0.75 of them compressed
-_WIDEST = 10**18  # stands for any size or offset when room for a header is reckoned
 
 
 @dataclass(frozen=True)
@@ -80,28 +70,15 @@ def compress(
     """
     started = time.monotonic()
     source = open_checkpoint(local_path(str(model), revision))
-    final = Path(out)
-    _check_request(source, final)
-    output = Output(final, _job(source))
+    if is_compressed(source):
+        raise UsageError(f"{source.path}: is compressed already; `tersor decompress` gives the original back")
+    output = open_output("compress", source, Path(out))
+    totals = _Totals(source.nbytes, on_progress)
     with resumable(output):
-        names = source.other_files()
-        totals = _Totals(source.nbytes, on_progress)
-        for shard in source.shards:
-            _compress_shard(shard, output, source, totals)
-        index_map = {
-            part: shard.path.name for shard in source.shards for part in totals.stored[shard.path.name]
-        }
-        if source.is_file:
-            output.finish_file(source.path.name)
-        else:
-            output.carry_over(source.path, names)
-            index = None
-            if source.index is not None:
-                metadata = {**source.index, "total_size": totals.stored_bytes}
-                index = {"metadata": metadata, "weight_map": dict(sorted(index_map.items()))}
-            output.finish_directory(_config(source.config), index, INDEX)
+        stored = {shard.path.name: _compress_shard(shard, output, source, totals) for shard in source.shards}
+        publish(output, source, _config(source.config), stored, totals.stored_bytes)
     return CompressResult(
-        final,
+        output.final,
         totals.tensors,
         totals.compressed,
         totals.resumed,
@@ -109,11 +86,6 @@ def compress(
         totals.stored_bytes,
         time.monotonic() - started,
     )
-
-
-def wants_compression(dtype: str, shape: tuple[int, ...]) -> bool:
-    """Whether the huffman codec is tried on a tensor (FORMAT.md section 4)."""
-    return dtype in RAW_BYTES and len(shape) >= 2 and math.prod(shape) >= MIN_ELEMENTS
 
 
 class _Totals:
@@ -124,7 +96,6 @@ class _Totals:
         self.on_progress = on_progress
         self.tensors = self.compressed = self.resumed = 0
         self.done_bytes = self.stored_bytes = 0
-        self.stored: dict[str, list[str]] = {}  # shard file name -> stored names
 
     def count(self, name: str, entry: TensorEntry, original: int, stored: int, resumed: bool) -> None:
         """Count one tensor and tell about it."""
@@ -134,27 +105,6 @@ class _Totals:
         self.done_bytes += original
         self.stored_bytes += stored
         self.on_progress(Progress(name, self.done_bytes, self.total_bytes, self.stored_bytes))
-
-
-def _check_request(source: Checkpoint, final: Path) -> None:
-    if is_compressed(source):
-        raise UsageError(f"{source.path}: is compressed already; `tersor decompress` gives the original back")
-    if source.is_file and final.suffix != ".safetensors":
-        raise UsageError(
-            f"{final}: a single file is compressed to a single file; give it a name in .safetensors"
-        )
-    if not source.is_file and final.resolve().is_relative_to(source.path.resolve()):
-        raise UsageError(f"{final}: lies inside the model it is made from; choose an output beside it")
-
-
-def _job(source: Checkpoint) -> Mapping[str, Any]:
-    shards = [[s.path.name, s.path.stat().st_size, s.path.stat().st_mtime_ns] for s in source.shards]
-    return {
-        "job": "compress",
-        "format": FORMAT_VERSION,
-        "source": str(source.path.resolve()),
-        "shards": shards,
-    }
 
 
 def _config(config: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -169,56 +119,42 @@ def _config(config: Mapping[str, Any] | None) -> dict[str, Any]:
     return {**(config or {}), "quantization_config": ours}
 
 
-def _compress_shard(shard: Shard, output: Output, source: Checkpoint, totals: _Totals) -> None:
-    """Compress one shard, or take up its interrupted state."""
+def _compress_shard(shard: Shard, output: Output, source: Checkpoint, totals: _Totals) -> list[str]:
+    """Compress one shard, or take up where an earlier run was; returns the names it stores."""
     target = output.partial / shard.path.name
     if finished(target):
-        _count_finished(shard, target, totals)
-        return
-    largest = max((e.nbytes for s in source.shards for e in s.tensors.values()), default=0)
-    budget = Budget(2 * largest + _SPARE_BYTES)
-    writer = ShardWriter(target, output.identity, _header_room(shard))
+        done = read_shard(target)
+        entries = parse_manifest(done.metadata, str(target))
+        _count_resumed(shard, entries, done.tensors, totals)
+        return list(done.tensors)
+    writer = ShardWriter(target, output.identity, header_room(shard))
     try:
-        for name, entry in writer.entries.items():
-            assert entry is not None
-            stored = sum(
-                writer.extents[p.name].nbytes for p in stored_tensors(name, entry) if p.name in writer.extents
-            )
-            totals.count(name, entry, shard.tensors[name].nbytes, stored, resumed=True)
-        todo = [(shard, name, _cost(e)) for name, e in shard.tensors.items() if name not in writer.entries]
-        with (
-            ThreadPoolExecutor(1, "tersor-hash") as hasher,
-            ThreadPoolExecutor(1, "tersor-write") as output_thread,
-        ):
-            previous: Future[None] | None = None
-            for _, name, data in read_ahead(todo, budget):
-                extent = shard.tensors[name]
-                entry, parts = _compress_tensor(name, extent, data, hasher)
-                if previous is not None:
-                    previous.result()
-                previous = output_thread.submit(_write, writer, name, entry, parts, budget, _cost(extent))
-                totals.count(
-                    name, entry, extent.nbytes, sum(b.nbytes for p in parts for b in p.data), resumed=False
-                )
-                del data, parts
-            if previous is not None:
-                previous.result()
-        manifest = dump_manifest({n: e for n, e in writer.entries.items() if e is not None})
-        writer.finish({**shard.metadata, MANIFEST_KEY: manifest})
+        _count_resumed(shard, _described(writer), writer.extents, totals)
+        _write_rest(shard, writer, source, totals)
+        writer.finish({**shard.metadata, MANIFEST_KEY: dump_manifest(_described(writer))})
     finally:
         writer.close()
-    totals.stored[shard.path.name] = list(writer.extents)
+    return list(writer.extents)
 
 
-def _count_finished(shard: Shard, target: Path, totals: _Totals) -> None:
-    """Count a shard that an earlier run finished."""
-    done = read_shard(target)
-    for name, entry in parse_manifest(done.metadata, str(target)).items():
-        stored = sum(
-            done.tensors[p.name].nbytes for p in stored_tensors(name, entry) if p.name in done.tensors
-        )
-        totals.count(name, entry, shard.tensors[name].nbytes, stored, resumed=True)
-    totals.stored[shard.path.name] = list(done.tensors)
+def _write_rest(shard: Shard, writer: ShardWriter, source: Checkpoint, totals: _Totals) -> None:
+    """Compress and write the tensors that `writer` does not hold yet; the drawing at the top of the module."""
+    largest = max((e.nbytes for s in source.shards for e in s.tensors.values()), default=0)
+    budget = Budget(2 * largest + _SPARE_BYTES)
+    todo = [(shard, name, _cost(e)) for name, e in shard.tensors.items() if name not in writer.entries]
+    with ThreadPoolExecutor(1, "tersor-hash") as hasher, ThreadPoolExecutor(1, "tersor-write") as scribe:
+        previous: Future[None] | None = None
+        for _, name, data in read_ahead(todo, budget):
+            extent = shard.tensors[name]
+            entry, parts = compressed_form(name, extent, data, hasher)
+            if previous is not None:
+                previous.result()
+            previous = scribe.submit(_write, writer, name, entry, parts, budget, _cost(extent))
+            stored = sum(buffer.nbytes for part in parts for buffer in part.data)
+            totals.count(name, entry, extent.nbytes, stored, resumed=False)
+            del data, parts
+        if previous is not None:
+            previous.result()
 
 
 def _write(
@@ -234,49 +170,15 @@ def _cost(extent: Extent) -> int:
     return int(extent.nbytes * _FOOTPRINT)
 
 
-def _compress_tensor(
-    name: str, extent: Extent, data: U8, hasher: ThreadPoolExecutor
-) -> tuple[TensorEntry, list[Part]]:
-    """The manifest entry and the stored parts of one tensor, decoded and compared already."""
-    sha256 = hasher.submit(lambda: hashlib.sha256(data.data).hexdigest())
-    packed = (
-        encode(data, extent.dtype, extent.shape) if wants_compression(extent.dtype, extent.shape) else None
-    )
-    if packed is not None and packed.nbytes < data.nbytes:
-        if not equals(packed, data):
-            raise VerificationError(
-                f"tensor {name!r}: decoding did not give the original back. This is a fault of tersor or of the "
-                f"machine's memory; nothing was lost. Please report it with the tensor's dtype and shape"
-            )
-        return TensorEntry(CODEC_HUFFMAN, extent.dtype, extent.shape, sha256.result()), _parts(name, packed)
-    entry = TensorEntry(CODEC_RAW, extent.dtype, extent.shape, sha256.result())
-    return entry, [Part(name, extent.dtype, extent.shape, [data])]
+def _described(writer: ShardWriter) -> dict[str, TensorEntry]:
+    return {name: entry for name, entry in writer.entries.items() if entry is not None}
 
 
-def _parts(name: str, packed: Packed) -> list[Part]:
-    """The stored parts of a compressed tensor, as `stored_tensors` declares them."""
-    offsets = packed.offsets.astype("<u4").view(np.uint8)
-    return [
-        Part(name, "U8", (0,), []),
-        Part(name + BOOK, "U8", packed.book.shape, [packed.book]),
-        Part(name + OFFSETS, "U32", packed.offsets.shape, [offsets]),
-        Part(name + TILES, "U8", packed.tiles.shape, [packed.tiles]),
-    ]
-
-
-def _header_room(shard: Shard) -> int:
-    """Bytes that the header of this shard's compressed form takes at most."""
-
-    def parts(entries: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Extent]]:
-        for name, entry in entries.items():
-            for part in stored_tensors(name, entry):
-                shape = tuple(_WIDEST if n is None else n for n in part.shape)
-                yield part.name, Extent(part.dtype, shape, _WIDEST, _WIDEST)
-
-    entries = {
-        name: TensorEntry(
-            CODEC_HUFFMAN if wants_compression(e.dtype, e.shape) else CODEC_RAW, e.dtype, e.shape, "0" * 64
-        )
-        for name, e in shard.tensors.items()
-    }
-    return len(dump_header({**shard.metadata, MANIFEST_KEY: dump_manifest(entries)}, parts(entries)))
+def _count_resumed(
+    shard: Shard, entries: Mapping[str, TensorEntry], extents: Mapping[str, Extent], totals: _Totals
+) -> None:
+    """Count what an earlier run did."""
+    for name, entry in entries.items():
+        parts = [part.name for part in stored_tensors(name, entry)]
+        stored = sum(extents[part].nbytes for part in parts if part in extents)
+        totals.count(name, entry, shard.tensors[name].nbytes, stored, resumed=True)

@@ -14,15 +14,16 @@ from numpy.typing import NDArray
 
 from tersor.codec.proof import strips
 from tersor.codec.stored import read_packed
-from tersor.format.checkpoint import INDEX, open_checkpoint
-from tersor.format.constants import CODEC_HUFFMAN, FORMAT_VERSION, MANIFEST_KEY
-from tersor.format.errors import HashMismatch, UsageError
+from tersor.format.checkpoint import open_checkpoint
+from tersor.format.constants import CODEC_HUFFMAN, MANIFEST_KEY
+from tersor.format.errors import HashMismatch
 from tersor.format.layout import stored_tensors
 from tersor.format.manifest import TensorEntry
 from tersor.format.shard import Extent, Shard, dump_header
 from tersor.format.validate import Compressed, check_compressed
 from tersor.pipeline.output import Output, resumable
 from tersor.pipeline.progress import OnProgress, Progress, silent
+from tersor.pipeline.rewriting import open_output, publish
 from tersor.pipeline.shard_writer import Part, ShardWriter, finished
 from tersor.pipeline.source import local_path
 
@@ -51,34 +52,18 @@ def decompress(model: str | Path, out: str | Path, *, on_progress: OnProgress = 
     started = time.monotonic()
     compressed = check_compressed(open_checkpoint(local_path(str(model))))
     source = compressed.checkpoint
-    final = Path(out)
-    if source.is_file and final.suffix != ".safetensors":
-        raise UsageError(
-            f"{final}: a single file is decompressed to a single file; give it a name in .safetensors"
-        )
-    if not source.is_file and final.resolve().is_relative_to(source.path.resolve()):
-        raise UsageError(f"{final}: lies inside the model it is made from; choose an output beside it")
     entries = _entries_by_shard(compressed)
     total = sum(entry.nbytes for entry in compressed.entries.values())
     done = stored = 0
-    output = Output(final, _job(compressed))
+    output = open_output("decompress", source, Path(out))
     with resumable(output):
         for shard in source.shards:
             for name in _restore_shard(compressed, shard, entries[shard.path.name], output):
                 done += compressed.entries[name].nbytes
                 stored += compressed.stored_bytes(name)
                 on_progress(Progress(name, done, total, stored))
-        if source.is_file:
-            output.finish_file(source.path.name)
-        else:
-            output.carry_over(source.path, source.other_files())
-            index = None
-            if source.index is not None:
-                weight_map = {name: file for file, own in entries.items() for name in own}
-                metadata = {**source.index, "total_size": total}
-                index = {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
-            output.finish_directory(_config(source.config), index, INDEX)
-    return DecompressResult(final, len(compressed.entries), total, stored, time.monotonic() - started)
+        publish(output, source, _config(source.config), entries, total)
+    return DecompressResult(output.final, len(compressed.entries), total, stored, time.monotonic() - started)
 
 
 def _entries_by_shard(model: Compressed) -> dict[str, dict[str, TensorEntry]]:
@@ -88,17 +73,6 @@ def _entries_by_shard(model: Compressed) -> dict[str, dict[str, TensorEntry]]:
         last = stored_tensors(name, entry)[-1].name
         entries[model.shard_of[last].path.name][name] = entry
     return entries
-
-
-def _job(model: Compressed) -> Mapping[str, Any]:
-    source = model.checkpoint
-    shards = [[s.path.name, s.path.stat().st_size, s.path.stat().st_mtime_ns] for s in source.shards]
-    return {
-        "job": "decompress",
-        "format": FORMAT_VERSION,
-        "source": str(source.path.resolve()),
-        "shards": shards,
-    }
 
 
 def _config(config: Mapping[str, Any] | None) -> dict[str, Any]:

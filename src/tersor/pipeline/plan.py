@@ -19,8 +19,8 @@ from typing import Any
 from tersor.format.checkpoint import Checkpoint, open_checkpoint
 from tersor.format.dtypes import nbytes
 from tersor.format.validate import check_compressed, is_compressed
-from tersor.pipeline.compress import wants_compression
 from tersor.pipeline.source import hub_access, local_path, looks_like_hub_id
+from tersor.pipeline.stored_form import wants_compression
 
 # Bits per weight of the huffman codec on trained weights, index and tables counted.
 HUFFMAN_BITS: Mapping[str, float] = {"BF16": 10.8, "F16": 13.7, "F32": 26.8, "F8_E4M3": 6.8, "F8_E5M2": 6.9}

@@ -1,0 +1,77 @@
+"""One tensor on its way to disk: which codec it gets, its proof, its parts, and the room they need."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tersor.codec import Packed, encode
+from tersor.codec.proof import equals
+from tersor.format.constants import CODEC_HUFFMAN, CODEC_RAW, MANIFEST_KEY
+from tersor.format.dtypes import RAW_BYTES
+from tersor.format.errors import VerificationError
+from tersor.format.layout import BOOK, OFFSETS, TILES, stored_tensors
+from tersor.format.manifest import TensorEntry, dump_manifest
+from tersor.format.shard import Extent, Shard, dump_header
+from tersor.pipeline.shard_writer import Part
+
+MIN_ELEMENTS = 4096  # below this, tables and index eat what coding saves
+_WIDEST = 10**18  # stands for any size or offset when room for a header is reckoned
+
+
+def wants_compression(dtype: str, shape: tuple[int, ...]) -> bool:
+    """Whether the huffman codec is tried on a tensor (FORMAT.md section 4)."""
+    return dtype in RAW_BYTES and len(shape) >= 2 and math.prod(shape) >= MIN_ELEMENTS
+
+
+def compressed_form(
+    name: str, extent: Extent, data: NDArray[np.uint8], hasher: Executor
+) -> tuple[TensorEntry, list[Part]]:
+    """The manifest entry and the stored parts of one tensor, already decoded and compared with `data`."""
+    sha256 = hasher.submit(lambda: hashlib.sha256(data.data).hexdigest())
+    packed = (
+        encode(data, extent.dtype, extent.shape) if wants_compression(extent.dtype, extent.shape) else None
+    )
+    if packed is None or packed.nbytes >= data.nbytes:
+        entry = TensorEntry(CODEC_RAW, extent.dtype, extent.shape, sha256.result())
+        return entry, [Part(name, extent.dtype, extent.shape, [data])]
+    if not equals(packed, data):
+        raise VerificationError(
+            f"tensor {name!r}: decoding did not give the original back. This is a fault of tersor or of the "
+            f"machine's memory; nothing was lost. Please report it with the tensor's dtype and shape"
+        )
+    return TensorEntry(CODEC_HUFFMAN, extent.dtype, extent.shape, sha256.result()), _parts(name, packed)
+
+
+def _parts(name: str, packed: Packed) -> list[Part]:
+    """The stored parts of a compressed tensor, as `stored_tensors` declares them."""
+    offsets = packed.offsets.astype("<u4").view(np.uint8)
+    return [
+        Part(name, "U8", (0,), []),
+        Part(name + BOOK, "U8", packed.book.shape, [packed.book]),
+        Part(name + OFFSETS, "U32", packed.offsets.shape, [offsets]),
+        Part(name + TILES, "U8", packed.tiles.shape, [packed.tiles]),
+    ]
+
+
+def header_room(shard: Shard) -> int:
+    """Bytes that the header of this shard's compressed form takes at most."""
+
+    def parts(entries: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Extent]]:
+        for name, entry in entries.items():
+            for part in stored_tensors(name, entry):
+                shape = tuple(_WIDEST if n is None else n for n in part.shape)
+                yield part.name, Extent(part.dtype, shape, _WIDEST, _WIDEST)
+
+    entries = {
+        name: TensorEntry(
+            CODEC_HUFFMAN if wants_compression(e.dtype, e.shape) else CODEC_RAW, e.dtype, e.shape, "0" * 64
+        )
+        for name, e in shard.tensors.items()
+    }
+    return len(dump_header({**shard.metadata, MANIFEST_KEY: dump_manifest(entries)}, parts(entries)))
