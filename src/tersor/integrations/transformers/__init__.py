@@ -8,6 +8,7 @@ Importing this module registers it. Nobody has to: see `tersor.integrations.auto
     config.py      what config.json says, and the user's options
     quantizer.py   Transformers' interface, thin
     homes.py       which parameter of the model each tensor of the checkpoint is
+    renaming.py    ... and each part of a compressed one
     surgery.py     stacks of experts, and what is remembered of a preparation
     loading.py     giving the model's modules their compressed form, before the data comes
     encoding.py    compressing tensors as they are loaded

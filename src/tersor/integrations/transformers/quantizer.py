@@ -33,9 +33,12 @@ class TersorQuantizer(HfQuantizer):
         return model
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
-        """Everything but the converters that stacks of experts have replaced (5.17 passes no model)."""
+        """Less the converters that stacks of experts have replaced, more renamings (5.17 passes no model)."""
+        from tersor.integrations.transformers.renaming import with_parts
+
         replaced = {(tuple(c.source_patterns), c.scope_prefix) for c in self.prepared.replaced}
-        return [c for c in weight_conversions if (tuple(c.source_patterns), c.scope_prefix) not in replaced]
+        kept = [c for c in weight_conversions if (tuple(c.source_patterns), c.scope_prefix) not in replaced]
+        return with_parts(kept)
 
     def param_needs_quantization(self, model: Any, param_name: str, **_: Any) -> bool:
         """Whether the tensor of this parameter is to be encoded when it is loaded."""
@@ -49,9 +52,10 @@ class TersorQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         from tersor.integrations.transformers.parallel import refuse_distributed
-        from tersor.integrations.transformers.surgery import cast_plain
+        from tersor.integrations.transformers.surgery import cast_plain, refuse_missing
 
         refuse_distributed(model)
+        refuse_missing(model)
         cast_plain(model, self.prepared.dtypes)
         return model
 

@@ -18,6 +18,7 @@ from transformers.integrations.accelerate import load_offloaded_parameter
 from tersor.format.constants import CODEC_RAW, MANIFEST_KEY
 from tersor.format.errors import UnknownDtype
 from tersor.format.manifest import TensorEntry, dump_manifest
+from tersor.integrations.transformers.renaming import with_parts
 from tersor.kernels.ops import SAFETENSORS_DTYPES
 from tersor.nn import CompressedModule, Stored
 from tersor.nn.stored import part_names
@@ -40,6 +41,7 @@ _SPELLINGS = {
 
 def state_dict_and_metadata(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """The state dict with guards (names of the model), and the metadata with the manifest (names on disk)."""
+    model._weight_conversions = with_parts(model._weight_conversions or ())  # the reversal shall reach parts
     tied = model.all_tied_weights_keys
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     stored: dict[str, TensorEntry] = {}

@@ -11,7 +11,7 @@ from transformers.core_model_loading import build_glob_alternation
 
 from tersor.format.errors import MissingTensor, WrongShape
 from tersor.integrations.transformers.homes import Home, concatenated, projection
-from tersor.nn import ExpertStack, stack_experts
+from tersor.nn import CompressedModule, ExpertStack, Stored, stack_experts
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,19 @@ def cast_plain(model: Any, dtypes: Mapping[str, torch.dtype]) -> None:
         wanted = dtypes.get(name, parameter.dtype)
         if parameter.dtype != wanted and parameter.is_floating_point() and not parameter.is_meta:
             parameter.data = parameter.data.to(wanted)
+
+
+def refuse_missing(model: Any) -> None:
+    """Raise if a stored part was not found when loading: Transformers would only report it, and go on."""
+    for path, module in model.named_modules():
+        for source in module.compressed.values() if isinstance(module, CompressedModule) else ():
+            for name, part in source.parts(module).items() if isinstance(source, Stored) else ():
+                if not part.is_meta and not getattr(part, "_is_hf_initialized", False):  # meta: offloaded
+                    raise MissingTensor(
+                        f"parameter {f'{path}.{name}'!r} is compressed, and nothing was loaded for it: the name in "
+                        f"the checkpoint is one this Transformers does not map to it; `tersor decompress` the "
+                        f"checkpoint and load that"
+                    )
 
 
 def stack(
