@@ -333,6 +333,16 @@ def test_activations_that_overflow_stop_the_job_and_are_named() -> None:
         quantize_model(model, tokens(), Job(everywhere(preset("4-bit"))))
 
 
+def test_blocks_that_no_input_reaches_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    model = build(llama)
+    model.tower = nn.ModuleList([nn.Sequential(nn.Linear(64, 64)) for _ in range(2)])
+    before = model.tower[0][0].weight.detach().clone()
+    reports = quantize_model(model, tokens(), Job(everywhere(rtn(3))))
+    assert len(reports) == 14
+    assert torch.equal(model.tower[0][0].weight, before)
+    assert "tower: no calibration input reaches" in caplog.text
+
+
 def test_a_model_without_blocks_is_refused() -> None:
     with pytest.raises(UsageError, match="no list of blocks"):
         find_stacks(nn.Sequential(nn.Linear(64, 64)))

@@ -8,6 +8,7 @@ host memory. So a GPU needs room for a block and its Hessians, not for the model
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from tersor.quantize.blocks import Target, find_stacks, find_targets
 from tersor.quantize.capture import Calls, capture, hidden_of, move
 from tersor.quantize.lazy import Lazy
 from tersor.quantize.observe import Observer
+
+log = logging.getLogger(__name__)
 
 Run = Callable[[Tensor], object]
 
@@ -78,6 +81,11 @@ def walk(
         if lazy:  # the capture runs the first block once
             lazy.enter(first, stack.blocks[0], home)
         calls = capture(run, stack.blocks, sequences)
+        if not calls.hidden:  # a vision tower, when only text calibrates
+            log.warning(
+                "%s: no calibration input reaches these blocks; they are left as they are", stack.name
+            )
+            continue
         for number, block in enumerate(stack.blocks):
             stop = Stop(f"{stack.name}.{number}", block, number, calls, device)
             if lazy and number:
