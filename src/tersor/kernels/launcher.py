@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -49,11 +50,16 @@ def architecture(device: torch.device) -> str:
 
 @dataclass(frozen=True)
 class Launch:
-    """Blocks and threads of one launch, and dynamic shared memory in bytes."""
+    """Blocks and threads of one launch, and dynamic shared memory in bytes.
+
+    `overlap`: the kernel may begin while its predecessor ends, because it says itself, by
+    `previous_done()`, from where on it needs its predecessor's results (sm_90 and newer).
+    """
 
     blocks: tuple[int, int]
     threads: int
     shared: int = 0
+    overlap: bool = False
 
 
 @dataclass
@@ -73,10 +79,9 @@ class Kernel:
                 function = self._loaded[index] = self._load(device)
             values, types = _pack(arguments)
             stream = torch.cuda.current_stream(index).cuda_stream
-            x, y = launch.blocks
-            result = _driver().cuLaunchKernel(
-                function, x, y, 1, launch.threads, 1, 1, launch.shared, stream, (values, types), 0
-            )
+            config = _config(launch, launch.overlap and torch.cuda.get_device_capability(index)[0] >= 9)
+            config.hStream = stream
+            result = _driver().cuLaunchKernelEx(config, function, (values, types), 0)
             _check(result, f"launching {self.program.entry}")
 
     def _load(self, device: torch.device) -> Any:
@@ -89,6 +94,22 @@ class Kernel:
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             _check(driver.cuFuncSetAttribute(function, attribute, self.shared), f"shared memory of {entry}")
         return function
+
+
+@cache
+def _config(launch: Launch, overlap: bool) -> Any:
+    """The driver's form of a launch, stream excepted."""
+    driver = _driver()
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = *launch.blocks, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = launch.threads, 1, 1
+    config.sharedMemBytes = launch.shared
+    if overlap:
+        attribute = driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        attribute.value.programmaticStreamSerializationAllowed = 1
+        config.attrs, config.numAttrs = [attribute], 1
+    return config
 
 
 def _pack(arguments: tuple[torch.Tensor | int | None, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -27,6 +27,28 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Four 8 x 8 matrices of 16-bit elements from shared memory, transposed. Lane l gives the address of row l % 8
+// of matrix l / 8, and gets elements (2 t, g) and (2 t + 1, g) of each.
+__device__ __forceinline__ void load_matrices_transposed(u32 (&d)[4], u32 address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// Programmatic dependent launch (sm_90): a kernel begins while the one before it ends. Until `previous_done`
+// it may only read what no kernel writes, the weights; and only from `let_next_begin` on may its successor start.
+__device__ __forceinline__ void previous_done() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // (a & b) | c in one instruction.
 __device__ __forceinline__ u32 and_or(u32 a, u32 b, u32 c) {
     u32 d;

@@ -6,6 +6,8 @@ window_combine(const float* __restrict__ partial,  // [spans][outputs], outputs 
                const u16* __restrict__ bias,       // [rows] bfloat16 or null
                u16* __restrict__ y, int rows, int outputs, int spans) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    previous_done();
+    let_next_begin();
     if (i >= outputs) return;
     float total = 0;
 #pragma unroll 4

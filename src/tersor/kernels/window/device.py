@@ -123,20 +123,21 @@ def linear(
     geometry, device = packed.geometry, x.device
     tokens, rows = x.shape[0], packed.rows
     variant = variant or variant_for(tokens, geometry)
-    pad = geometry.padded_cols - packed.cols
-    x = torch.nn.functional.pad(x, (0, pad)) if pad else x.contiguous()
+    pad_cols = geometry.padded_cols - packed.cols
+    pad_rows = 0 if variant.slice_spans else variant.tokens - tokens
+    x = torch.nn.functional.pad(x, (0, pad_cols, 0, pad_rows)) if pad_cols or pad_rows else x.contiguous()
     if x.data_ptr() % 16:  # a view into something larger; the kernel reads 16 bytes at a time
         x = x.clone()
     y = x.new_empty((tokens, rows))
     launch = variant.launch(geometry, multiprocessors(device))
     sliced = launch.blocks[1] > 1
     partial = x.new_empty((geometry.spans, tokens, rows) if sliced else 0, dtype=torch.float32)
-    kernel(variant)(
+    kernel(variant, geometry.padded_cols)(
         launch, device,
         packed.blocks, packed.places, packed.records, x, bias, y, partial,
-        rows, geometry.blocks, geometry.segments, geometry.padded_cols, tokens,
+        rows, tokens,
     )  # fmt: skip
     if sliced:
-        combine = Launch((-(-tokens * rows // 256), 1), 256)
+        combine = Launch((-(-tokens * rows // 256), 1), 256, overlap=True)
         _combine_kernel()(combine, device, partial, bias, y, rows, tokens * rows, geometry.spans)
     return y

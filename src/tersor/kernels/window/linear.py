@@ -35,25 +35,24 @@ class Variant:
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return 32 * (self.consumers + self.tokens // 8)
+        return 32 * (self.consumers + -(-self.tokens // 8))
 
     @property
     def shared(self) -> int:
         """Bytes of dynamic shared memory of a block, laid out as in window_linear.cu."""
         rings = self.consumers * (self.stages * 2 * BLOCK_BYTES + _SLOT_BYTES)
         sums = 2 * self.consumers * self.tokens * _SUM_PITCH * 4
-        activations = self.tokens * (self.slice_spans * SPAN_COLS + 8) * 2 if self.slice_spans else 0
-        return rings + sums + activations
+        return rings + sums + self.tokens * self.slice_spans * SPAN_COLS * 2
 
-    @property
-    def program(self) -> Program:
-        """What to compile."""
+    def program(self, geometry: Geometry) -> Program:
+        """What to compile for matrices of this many columns."""
         tuning = (
             ("TOKENS", self.tokens),
             ("CONSUMERS", self.consumers),
             ("STAGES", self.stages),
             ("BLOCKS_PER_SM", self.blocks_per_sm),
             ("SLICE", self.slice_spans),
+            ("X_PITCH", geometry.padded_cols),
         )
         return Program("window_linear.cu", "window_linear", MACROS + tuning)
 
@@ -61,23 +60,23 @@ class Variant:
         """Blocks that fill the GPU once: slices of the columns, and as many blocks per slice as fit."""
         places = multiprocessors * self.blocks_per_sm
         slices = -(-geometry.spans // self.slice_spans) if self.slice_spans else 1
-        return Launch((max(1, min(geometry.strips, places // slices)), slices), self.threads, self.shared)
-
-
-@cache
-def kernel(variant: Variant) -> Kernel:
-    """The variant's kernel, loaded at its first launch."""
-    return Kernel(variant.program, variant.shared)
+        blocks = max(1, min(geometry.strips, places // slices))
+        return Launch((blocks, slices), self.threads, self.shared, overlap=True)
 
 
 MAX_TOKENS = 32  # beyond it the product is decoded for cuBLAS
-_FEW = Variant(8, 16, 3)
-_SOME = Variant(16, 16, 2, slice_spans=2)
-_MANY = Variant(32, 8, 4, slice_spans=1)
 
 
 def variant_for(tokens: int, geometry: Geometry) -> Variant:
     """The build that is fastest for this many tokens (measured: dev/BENCHMARKS.md)."""
     if tokens > MAX_TOKENS:
         raise ValueError(f"{tokens} tokens: the fused product takes at most {MAX_TOKENS}")
-    return _FEW if tokens <= 8 else _SOME if tokens <= 16 else _MANY
+    if tokens <= 8:
+        return Variant(1 << (tokens - 1).bit_length(), 8, 2, 2)
+    return Variant(16, 16, 2, slice_spans=1) if tokens <= 16 else Variant(32, 12, 2, slice_spans=1)
+
+
+@cache
+def kernel(variant: Variant, padded_cols: int) -> Kernel:
+    """The variant's kernel for this many columns, loaded at its first launch."""
+    return Kernel(variant.program(Geometry(STRIP_ROWS, padded_cols)), variant.shared)

@@ -1,0 +1,117 @@
+// The activations as the B operand of mma.m16n8k16, and one column of them for an exception.
+//
+// A lane's four steps of a block want 16 consecutive columns of one token (window/layout.py). For few tokens that
+// is two 16-byte loads through L1. For more, a slice of the columns is kept in shared memory with eight tokens
+// side by side, 16 bytes per column: then an exception's eight values are one load, and `ldmatrix` turns four
+// rows of eight into operands. Columns 16 apart would meet in the same banks; the piece of column c is
+// therefore number c ^ (c / 16 % 4 * 2).
+#pragma once
+#include "ptx.cuh"
+
+constexpr int BLOCK_STEPS = BLOCK_COLS / 16;
+constexpr int PLANE_BYTES = SLICE * SPAN_COLS * 16;  // eight tokens of a slice
+
+struct TokenValues {
+    float value[TILE];
+    __device__ __forceinline__ float operator[](int k) const { return value[k]; }
+};
+
+struct Activations {
+    const u16* x;  // [TOKENS][X_PITCH], from this slice's first column on
+    u8* slice;     // [tiles][columns][8 tokens]
+
+    // Columns of eight tokens, for one exception.
+    __device__ __forceinline__ TokenValues column(int tile, int c) const {
+        TokenValues v;
+#if SLICE
+        const uint4 eight = *(const uint4*)(slice + tile * PLANE_BYTES + ((c ^ (c >> 4 & 3) << 1) << 4));
+        const u32 pairs[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+        for (int k = 0; k < TILE; k++)
+            v.value[k] = __uint_as_float(k % 2 ? pairs[k / 2] & 0xffff0000u : pairs[k / 2] << 16);
+#else
+        const u16* at = x + tile * 8 * X_PITCH + c;
+#pragma unroll
+        for (int k = 0; k < TILE; k++) v.value[k] = from_bf16(__ldg(at + k * X_PITCH));
+#endif
+        return v;
+    }
+
+    // Put this slice into shared memory, two columns of eight tokens per thread and turn.
+    __device__ __forceinline__ void stage(int columns, int tokens, int thread, int threads) const {
+#if SLICE
+        const int pairs = columns / 2;
+#pragma unroll 2
+        for (int i = thread; i < pairs * (TOKENS / 8); i += threads) {
+            const int tile = i / pairs, c = i % pairs * 2;
+            u32 two[8];
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                const int token = tile * 8 + k;
+                two[k] = token < tokens ? __ldg((const u32*)(x + (long long)token * X_PITCH + c)) : 0;
+            }
+            u8* to = slice + tile * PLANE_BYTES + ((c ^ (c >> 4 & 3) << 1) << 4);  // of an even column; the next follows
+            u32 even[4], odd[4];
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                even[k] = __byte_perm(two[2 * k], two[2 * k + 1], 0x5410);
+                odd[k] = __byte_perm(two[2 * k], two[2 * k + 1], 0x7632);
+            }
+            *(uint4*)to = make_uint4(even[0], even[1], even[2], even[3]);
+            *(uint4*)(to + 16) = make_uint4(odd[0], odd[1], odd[2], odd[3]);
+        }
+#endif
+    }
+};
+
+// The B operands of two neighbouring blocks at a time, from a first column on.
+template <int TILES>
+struct ActivationBlocks {
+#if SLICE
+    u32 address;  // this lane's row of the matrices of step 0
+
+    __device__ __forceinline__ ActivationBlocks(const Activations& from, int first, int lane) {
+        // Matrix m = lane / 8 is register b = m % 2 of step m / 2; its row r holds column 16 (r / 2) + 4 step + 2 b + r % 2.
+        const int m = lane / 8, r = lane % 8;
+        const int piece = r / 2 * 16 + ((m / 2 * 4 + m % 2 * 2 + r % 2) ^ (r / 2) << 1);
+        address = shared_address(from.slice) + (first + piece) * 16;
+    }
+    __device__ __forceinline__ void prefetch(int) {}
+    __device__ __forceinline__ void load(u32 (&b)[2 * BLOCK_STEPS], int tile, int h) const {
+        u32 low[4], high[4];
+        const u32 at = address + tile * PLANE_BYTES + h * BLOCK_COLS * 16;
+        load_matrices_transposed(low, at);
+        load_matrices_transposed(high, at + 8 * 16);  // steps 2 and 3 are 8 columns on
+#pragma unroll
+        for (int i = 0; i < 4; i++) b[i] = low[i], b[4 + i] = high[i];
+    }
+    __device__ __forceinline__ void advance() { address += 2 * BLOCK_COLS * 16; }
+#else
+    const u16* at;
+    bool any;
+    uint4 piece[TILES][2][2];
+
+    __device__ __forceinline__ ActivationBlocks(const Activations& from, int first, int lane)
+        : at(from.x + lane / 4 * X_PITCH + first + lane % 4 * 16), any(lane / 4 < TILE) {}
+    // `blocks`: how many there are from here on. What is not there reads as zero.
+    __device__ __forceinline__ void prefetch(int blocks) {
+#pragma unroll
+        for (int n = 0; n < TILES; n++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                piece[n][h][0] = piece[n][h][1] = make_uint4(0, 0, 0, 0);
+                if (any && h < blocks) {
+                    const uint4* from = (const uint4*)(at + n * 8 * X_PITCH + h * BLOCK_COLS);
+                    piece[n][h][0] = __ldg(from);
+                    piece[n][h][1] = __ldg(from + 1);
+                }
+            }
+    }
+    __device__ __forceinline__ void load(u32 (&b)[2 * BLOCK_STEPS], int n, int h) const {
+        const uint4 low = piece[n][h][0], high = piece[n][h][1];
+        b[0] = low.x, b[1] = low.y, b[2] = low.z, b[3] = low.w;
+        b[4] = high.x, b[5] = high.y, b[6] = high.z, b[7] = high.w;
+    }
+    __device__ __forceinline__ void advance() { at += 2 * BLOCK_COLS; }
+#endif
+};
