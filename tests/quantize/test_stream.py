@@ -174,6 +174,33 @@ def test_experts_are_quantised_however_few_tokens_reach_them(caplog: pytest.LogC
     assert 0 < error < 0.02  # no expert was lost
 
 
+def test_an_expert_with_few_tokens_learns_from_the_others() -> None:
+    experts, inputs, generator = nn.Parameter(torch.randn(4, 48, 96)), 96, torch.Generator().manual_seed(0)
+    module = nn.Module()
+    module.experts = experts
+    mix = torch.randn(inputs, inputs, generator=generator)
+    x = torch.randn(4, 400, inputs, generator=generator) @ mix
+    targets = find_targets(module)
+    observer = Observer(targets)
+    with observer, torch.no_grad():
+        for i, count in enumerate((400, 400, 12, 0)):
+            if count:
+                nn.functional.linear(x[i, :count], experts[i])
+    truth = 2 * mix.T @ mix
+
+    def loss(i: int, h: Tensor) -> float:
+        e = dequantize(spqr.quantize(experts.detach()[i], h, preset("3-bit"))) - experts.detach()[i]
+        return float(((e @ truth) * e).sum())
+
+    pooled = [observer.mean(target) for target in targets]
+    own = [observer.hessian(target.name).mean() for target in targets]
+    assert own[3] is None and own[2] is not None
+    assert all(h is not None for h in pooled)
+    assert loss(2, pooled[2]) < 0.8 * loss(2, own[2])  # type: ignore[arg-type]
+    assert loss(3, pooled[3]) < 0.8 * loss(3, torch.eye(inputs))  # type: ignore[arg-type]
+    torch.testing.assert_close(pooled[0], own[0], rtol=0.5, atol=0.2 * float(truth.diagonal().mean()))
+
+
 def test_an_encoder_and_a_decoder_are_two_stacks() -> None:
     config = transformers.WhisperConfig(
         vocab_size=VOCABULARY,
@@ -243,9 +270,10 @@ def test_what_is_not_chosen_stays() -> None:
     assert torch.equal(down, model.model.layers[1].mlp.down_proj.weight)
 
 
-def test_a_killed_job_goes_on_and_ends_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [llama, qwen3_moe])
+def test_a_killed_job_goes_on_and_ends_the_same(make: Callable[[], Any], tmp_path: Path) -> None:
     ids, settings = tokens(), preset("3-bit")
-    whole = build(llama)
+    whole = build(make)
     quantize_model(whole, ids, Job(everywhere(settings), store=Store(tmp_path / "whole", "job")))
 
     class Killed(Exception):
@@ -261,8 +289,8 @@ def test_a_killed_job_goes_on_and_ends_the_same(tmp_path: Path) -> None:
 
     store = Store(tmp_path / "killed", "job")
     with pytest.raises(Killed):
-        quantize_model(build(llama), ids, Job(everywhere(settings), store=store, progress=stop))
-    again = build(llama)
+        quantize_model(build(make), ids, Job(everywhere(settings), store=store, progress=stop))
+    again = build(make)
     reports = quantize_model(again, ids, Job(everywhere(settings), store=Store(tmp_path / "killed", "job")))
     assert sum(report.error is None for report in reports) == 10
     for name, tensor in whole.state_dict().items():

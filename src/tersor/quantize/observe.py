@@ -4,8 +4,9 @@ Instead of hooks on modules, every call of `linear(x, weight)` is seen where it 
 function mode: so an expert's slice of a fused parameter is found like any other weight, by its address.
 Matrices that are given the very same input (q, k and v; gate and up) share one Hessian.
 
-Where an expert got few tokens its own Hessian says little, and where it got none nothing; damping
-(relative to the mean of the diagonal) then leads to plain rounding. Nothing divides by a count of zero.
+An expert that got few tokens knows little of its inputs, but all experts of a layer read the same hidden
+states. So to an expert's own tokens C more are added (C its inputs) that are distributed as those of all
+experts together: with none of its own it is calibrated on the pool, with many the pool does not matter.
 """
 
 from __future__ import annotations
@@ -40,13 +41,24 @@ class Hessian:
         """(2/N) sum x x^T, (C, C); None when no input came."""
         return None if self.sum is None else self.sum * (2.0 / self.count)
 
+    def mean_with(self, pool: Hessian) -> Tensor | None:
+        """The same with C inputs more, distributed as those of `pool`."""
+        prior = pool.mean()
+        if prior is None:
+            return self.mean()
+        extra = len(prior)
+        own = self.sum if self.sum is not None else torch.zeros_like(prior)
+        return (2.0 * own + extra * prior) / (self.count + extra)
+
 
 class Observer(TorchFunctionMode):
     """Within it, the inputs of `targets` are summed; call `next_sequence` after each forward pass."""
 
     def __init__(self, targets: Iterable[Target]) -> None:
         super().__init__()
-        self._by_address = {target.weight.data_ptr(): target for target in targets}
+        self._targets = list(targets)
+        self._by_address = {target.weight.data_ptr(): target for target in self._targets}
+        self._pools: dict[int, Hessian] = {}
         self._leader: dict[str, str] = {}
         self._hessians: dict[str, Hessian] = {}
         self._inputs: dict[tuple[Any, ...], tuple[str, Tensor]] = {}
@@ -89,5 +101,22 @@ class Observer(TorchFunctionMode):
         return list(found.values())
 
     def hessian(self, name: str) -> Hessian:
-        """The Hessian of one matrix; empty when it was never used."""
+        """The sums of one matrix; empty when it was never used."""
         return self._hessians.get(self._leader.get(name, name), Hessian())
+
+    def mean(self, target: Target) -> Tensor | None:
+        """The Hessian to quantise `target` with, (C, C); None when nothing is known of its inputs."""
+        own = self.hessian(target.name)
+        return own.mean() if target.index is None else own.mean_with(self._pool(target))
+
+    def _pool(self, target: Target) -> Hessian:
+        """All slices of the target's parameter together."""
+        key = id(target.parameter)
+        if key not in self._pools:
+            pool = self._pools[key] = Hessian()
+            for slice_ in self._targets:
+                part = self.hessian(slice_.name)
+                if slice_.parameter is target.parameter and part.sum is not None:
+                    pool.sum = part.sum.clone() if pool.sum is None else pool.sum.add_(part.sum)
+                    pool.count += part.count
+        return self._pools[key]

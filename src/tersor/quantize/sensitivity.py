@@ -77,7 +77,7 @@ def layer_errors(
         targets = [t for t in stop.targets() if job.choose(t.name) is not None]
         observer = stop.observe(targets)
         for target in targets:
-            h = observer.hessian(target.name).mean()
+            h = observer.mean(target)
             if h is None:
                 continue  # what no token reached cannot be judged
             for number, method in enumerate(candidates):

@@ -95,8 +95,11 @@ def _block(stop: Stop, job: Job) -> list[LayerReport]:
         reports += [_place(targets[n], q, job) for n, q in known.items()]
     pending = [n for n in targets if n not in known]
     while pending:
-        observer = stop.observe([targets[n] for n in pending])
-        steps = observer.groups()
+        sought = {
+            id(targets[n].parameter) for n in pending
+        }  # done slices still belong to the pool of the rest
+        observer = stop.observe([t for t in targets.values() if id(t.parameter) in sought])
+        steps = [step for group in observer.groups() if (step := [n for n in group if n in pending])]
         if job.true_sequential and len(steps) > 1:
             now = steps[0]
         else:
@@ -120,7 +123,7 @@ def _idle(targets: dict[str, Target], used: set[str], unused: list[str]) -> list
     idle = []
     for name in unused:
         if targets[name].index is None or id(targets[name].parameter) in applied:
-            log.warning("%s: no calibration token reached it; it is rounded without a Hessian", name)
+            log.warning("%s: no calibration token reached it; it is calibrated on its siblings, if any", name)
             idle.append(name)
         else:
             log.warning("%s: not applied as a matrix of (outputs, inputs); left as it is", name)
@@ -132,7 +135,7 @@ def _quantize(target: Target, observer: Observer, job: Job) -> LayerReport:
     method = job.choose(target.name)
     assert method is not None
     weight, hessian = target.weight, observer.hessian(target.name)
-    h = hessian.mean()
+    h = observer.mean(target)
     if h is None:
         h = torch.zeros(weight.shape[1], weight.shape[1], device=weight.device)
     if not torch.isfinite(h).all():
