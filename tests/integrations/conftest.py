@@ -39,6 +39,11 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "Qwen3MoeConfig",
         HEADS | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
     ),
+    "gpt-oss": ("GptOssConfig", HEADS | {"num_local_experts": 4, "num_experts_per_tok": 2}),  # 3-D on disk
+    "granite-moe": (
+        "GraniteMoeConfig",
+        {"num_local_experts": 4, "num_experts_per_tok": 2},
+    ),  # and renamed whole
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64}),
 }
 Build = Callable[[str], Path]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -18,12 +19,14 @@ from tersor.format.manifest import TensorEntry
 from tersor.format.validate import check_compressed
 from tersor.integrations.transformers import TersorConfig
 from tersor.nn import CompressedModule, is_compressed
+from tersor.pipeline.compress import compress
 from tersor.pipeline.verify import verify
 
 Build = Callable[[str], Path]
 
 NAMES = [
-    "llama", "llama-tied", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "falcon", "gpt2", "qwen3-moe", "mixtral",
+    "llama", "llama-tied", "qwen2", "qwen3", "mistral", "gemma2", "gemma3", "falcon", "gpt2",
+    "qwen3-moe", "mixtral", "gpt-oss", "granite-moe",
 ]  # fmt: skip
 MODELS = pytest.mark.parametrize("name", NAMES)
 FEW = pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "mixtral"])
@@ -186,6 +189,53 @@ def test_eager_experts_decode_only_those_hit(compressed: Build, monkeypatch: pyt
             module.register_forward_hook(lambda *_, name=name: decoded.append(name))
     model(torch.tensor([[7]]))
     assert len(decoded) == 2 * 2  # layers x experts per token
+
+
+def test_three_sides_of_one_tie(plain: Build, ids: torch.Tensor, tmp_path: Path) -> None:
+    """An encoder-decoder: both embeddings and the head are one tensor, and some weights stay in fp32."""
+    config = transformers.T5Config(
+        vocab_size=256, d_model=64, d_ff=128, num_layers=2, num_heads=4, d_kv=16, feed_forward_proj="gated-gelu",
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.T5ForConditionalGeneration(config).bfloat16().save_pretrained(tmp_path / "plain")
+    compress(tmp_path / "plain", tmp_path / "compressed")
+    cls = transformers.AutoModelForSeq2SeqLM
+    for dtype in (torch.bfloat16, torch.float16):  # in fp16 T5 keeps `wo` in fp32
+        expected = cls.from_pretrained(tmp_path / "plain", dtype=dtype)(ids, decoder_input_ids=ids).logits
+        model = cls.from_pretrained(tmp_path / "compressed", dtype=dtype)
+        assert torch.equal(model(ids, decoder_input_ids=ids).logits, expected)
+    tiles = {
+        id(m.weight_tiles) for m in (model.shared, model.encoder.embed_tokens, model.decoder.embed_tokens)
+    }
+    assert len(tiles) == 1
+
+
+def test_a_convolution(tmp_path: Path) -> None:
+    """Whisper: convolutions, and positions that are an embedding of their own kind."""
+    config = transformers.WhisperConfig(
+        vocab_size=256, d_model=64, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=128, decoder_ffn_dim=128, max_source_positions=64,
+        max_target_positions=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.WhisperForConditionalGeneration(config).bfloat16().save_pretrained(tmp_path / "plain")
+    compress(tmp_path / "plain", tmp_path / "compressed")
+    cls = transformers.AutoModelForSpeechSeq2Seq
+    inputs = {
+        "input_features": torch.randn(1, 80, 128, generator=torch.Generator().manual_seed(1)).bfloat16(),
+        "decoder_input_ids": torch.tensor([[1, 7, 9]]),
+    }
+    model = cls.from_pretrained(tmp_path / "compressed")
+    assert isinstance(model.model.encoder.conv1, CompressedModule)
+    assert torch.equal(model(**inputs).logits, cls.from_pretrained(tmp_path / "plain")(**inputs).logits)
+
+
+def test_compiling_takes_the_whole_graph(compressed: Build, plain: Build, ids: torch.Tensor) -> None:
+    model = load(compressed("llama-tied"))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(ids).logits, load(plain("llama-tied"))(ids).logits)
 
 
 def test_static_cache(plain: Build, compressed: Build, ids: torch.Tensor) -> None:

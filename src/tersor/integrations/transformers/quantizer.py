@@ -19,17 +19,21 @@ class TersorQuantizer(HfQuantizer):
 
     def __init__(self, quantization_config: Any, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
+        self.dtype: torch.dtype | None = None  # what from_pretrained was asked for
         self.prepared: Any = None  # surgery.Prepared, from the moment the model's modules are replaced
 
-    def _process_model_before_weight_loading(
-        self, model: Any, checkpoint_files: Any = None, dtype: torch.dtype | None = None, **_: Any
-    ) -> Any:
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Unchanged, but noted: Transformers does not pass it on to the hook below."""
+        self.dtype = dtype
+        return dtype
+
+    def _process_model_before_weight_loading(self, model: Any, checkpoint_files: Any = None, **_: Any) -> Any:
         from tersor.integrations.transformers import encoding, loading, parallel
 
         parallel.refuse_plans(model)
         config = self.quantization_config.to_dict()
         prepare = loading.prepare_compressed if self.pre_quantized else encoding.prepare_encoding
-        self.prepared = prepare(model, checkpoint_files, config, dtype)
+        self.prepared = prepare(model, checkpoint_files, config, self.dtype)
         return model
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
