@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -11,6 +13,8 @@ from tersor._version import __version__
 from tersor.cli.commands import compress, decompress, demo, doctor, inspect, plan, run_model, verify
 from tersor.cli.render import print_error
 from tersor.format.errors import TersorError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 _EPILOG = """
 **Exit status**: 0 done · 1 failed · 2 wrong usage, or the output exists · 3 a checkpoint breaks the format ·
@@ -31,6 +35,26 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, saying how to go on when it is interrupted: Typer would end it without a word."""
+
+    @functools.wraps(command)
+    def run_command(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except KeyboardInterrupt:
+            _tell_interrupted()
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run_command
+
+
+def _tell_interrupted() -> None:
+    message = "interrupted; what is done is kept, run the same command again to go on"
+    print_error(message, "--json" in sys.argv)
+
+
 for _name, _module in (
     ("compress", compress),
     ("verify", verify),
@@ -41,7 +65,7 @@ for _name, _module in (
     ("doctor", doctor),
     ("demo", demo),
 ):
-    app.command(_name, epilog=_module.EPILOG)(_module.command)
+    app.command(_name, epilog=_module.EPILOG)(_interruptible(_module.command))
 
 
 def _print_version(wanted: bool) -> None:
@@ -69,8 +93,8 @@ def run() -> None:
         print_error(error, as_json)
         sys.exit(error.exit_status)
     except KeyboardInterrupt:
-        print_error("interrupted; what is done is kept, run the same command again to go on", as_json)
-        sys.exit(130)
+        _tell_interrupted()
+        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()  # the reader has gone; so do we
         sys.exit(1)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -24,8 +25,10 @@ from rich.progress import (
 from tersor.pipeline.progress import OnProgress, silent
 from tersor.pipeline.progress import Progress as Step
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# Piped, a line is as long as it must be: a tensor's name that is cut off helps nobody.
+_WIDTH = None if sys.stdout.isatty() else 10_000
+out = Console(highlight=False, soft_wrap=True, emoji=False, width=_WIDTH)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 _LINE_SECONDS = 10  # between two lines of progress in a log
 
@@ -38,6 +41,11 @@ def size(nbytes: int | float) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} TB"
+
+
+def name(value: object) -> str:
+    """A path or a tensor's name amid Rich's [markup], which it is not, whatever brackets it has."""
+    return escape(str(value))
 
 
 def seconds(value: float) -> str:
@@ -69,11 +77,11 @@ def plain(value: Any) -> Any:
 
 def print_error(error: Exception | str, as_json: bool) -> None:
     """The message on stderr, and with --json the same as a document on stdout."""
-    name = type(error).__name__ if isinstance(error, Exception) else "Interrupted"
-    err.print(f"[bold red]error[/] {name}:", end=" ")
+    kind = type(error).__name__ if isinstance(error, Exception) else "Interrupted"
+    err.print(f"[bold red]error[/] {kind}:", end=" ")
     err.print(str(error), markup=False)
     if as_json:
-        print_json({"error": {"type": name, "message": str(error)}})
+        print_json({"error": {"type": kind, "message": str(error)}})
 
 
 def _lines(doing: str) -> OnProgress:
@@ -123,7 +131,7 @@ def progress_bar(doing: str, quiet: bool) -> Iterator[OnProgress]:
                 total=step.total_bytes,
                 completed=step.done_bytes,
                 ratio=f"{100 * step.ratio:.1f} %",
-                tensor=step.tensor,
+                tensor=name(step.tensor),
             )
 
         yield show

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tersor.cli.commands.options import AsJson, Model, Quiet
-from tersor.cli.render import out, print_json, progress_bar, seconds, size
+from tersor.cli.render import name, out, print_json, progress_bar, seconds, size
 
 EPILOG = """
 **Examples**
@@ -42,7 +42,7 @@ def command(
         return
     saved = result.original_bytes - result.stored_bytes
     out.print(
-        f"[bold]{result.path}[/]: {size(result.original_bytes)} → {size(result.stored_bytes)} "
+        f"[bold]{name(result.path)}[/]: {size(result.original_bytes)} → {size(result.stored_bytes)} "
         f"([bold]{100 * result.ratio:.1f} %[/], {size(saved)} less) in {seconds(result.seconds)}"
     )
     resumed = (

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tersor.cli.commands.options import AsJson, Compressed, Quiet
-from tersor.cli.render import out, print_json, progress_bar, seconds, size
+from tersor.cli.render import name, out, print_json, progress_bar, seconds, size
 
 EPILOG = """
 **Example**
@@ -36,6 +36,6 @@ def command(
         print_json(result)
         return
     out.print(
-        f"[bold]{result.path}[/]: {size(result.stored_bytes)} → {size(result.original_bytes)}, "
+        f"[bold]{name(result.path)}[/]: {size(result.stored_bytes)} → {size(result.original_bytes)}, "
         f"{result.tensors} tensors, every SHA-256 as stated ({seconds(result.seconds)})"
     )

@@ -60,7 +60,7 @@ def _show(r: DemoResult, keep: Path | None) -> None:
     same_file = "identical" if r.same_file_after_decompress else "[bold red]different[/]"
     out.print(f"decompressed model.safetensors is {same_file}, byte for byte")
     if r.original is None or r.tersor is None:
-        out.print("not run      pip install 'tersor[hf]' to see both models generate")
+        out.print("not run      pip install 'tersor[hf]' to see both models generate", markup=False)
     else:
         same = "[bold green]the same[/]" if r.same_tokens else "[bold red]not the same[/]"
         out.print(
@@ -69,4 +69,4 @@ def _show(r: DemoResult, keep: Path | None) -> None:
         )
         out.print(f"             {PROMPT}{r.tersor.text}", style="dim", markup=False)
     if keep is not None:
-        out.print(f"kept in      {keep}: try `tersor inspect {keep}/compressed`")
+        out.print(f"kept in      {keep}: try `tersor inspect {keep}/compressed`", markup=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from tersor.cli.commands.options import AsJson
-from tersor.cli.render import out, print_json
+from tersor.cli.render import name, out, print_json
 
 EPILOG = """
 **Example**
@@ -29,7 +29,7 @@ def command(as_json: AsJson = False) -> None:
     else:
         out.print(f"tersor {result.tersor}")
         for check in result.checks:
-            out.print(f"{_MARK[check.status]} {check.name:<16} {check.detail}")
+            out.print(f"{_MARK[check.status]} {check.name:<16} {name(check.detail)}")
             if check.advice:
                 out.print(f"       {'':<16} → {check.advice}", markup=False)
     if not result.ok:

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from tersor.cli.commands.options import AsJson, Compressed
-from tersor.cli.render import out, print_json, size
+from tersor.cli.render import name, out, print_json, size
 from tersor.pipeline.inspect import ModelSummary, TensorReport, inspect_model, inspect_tensor
 
 EPILOG = """
@@ -43,16 +43,18 @@ def command(
 def _show_model(summary: ModelSummary) -> None:
     table = Table(box=None, pad_edge=False)
     for title in ("tensor", "codec", "dtype", "shape"):
-        table.add_column(title)
+        table.add_column(title, overflow="fold")
     for title in ("bits/weight", "bytes"):
         table.add_column(title, justify="right")
     for t in summary.tensors:
         shape = " x ".join(map(str, t.shape))
-        table.add_row(t.name, t.codec, t.dtype, shape, f"{t.bits_per_weight:.3f}", f"{t.stored_bytes:,}")
+        table.add_row(
+            name(t.name), t.codec, t.dtype, shape, f"{t.bits_per_weight:.3f}", f"{t.stored_bytes:,}"
+        )
     out.print(table)
     ratio = summary.stored_bytes / summary.original_bytes if summary.original_bytes else 1.0
     out.print(
-        f"[bold]{summary.path}[/]: {len(summary.tensors)} tensors, {size(summary.original_bytes)} → "
+        f"[bold]{name(summary.path)}[/]: {len(summary.tensors)} tensors, {size(summary.original_bytes)} → "
         f"{size(summary.stored_bytes)} ({100 * ratio:.2f} %)"
     )
 
@@ -60,7 +62,7 @@ def _show_model(summary: ModelSummary) -> None:
 def _show_tensor(r: TensorReport) -> None:
     s = r.summary
     out.print(
-        f"[bold]{s.name}[/]  {s.dtype} {' x '.join(map(str, s.shape))}, codec {s.codec}, {r.tiles:,} tiles"
+        f"[bold]{name(s.name)}[/]  {s.dtype} {' x '.join(map(str, s.shape))}, codec {s.codec}, {r.tiles:,} tiles"
     )
     out.print(f"sha256 of the original  {r.sha256}")
     if not r.code_lengths:

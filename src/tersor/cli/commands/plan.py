@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from tersor.cli.commands.options import AsJson, Model
-from tersor.cli.render import out, print_json, size
+from tersor.cli.render import name, out, print_json, size
 from tersor.format.errors import UsageError
 from tersor.pipeline.plan import Plan, plan
 
@@ -59,7 +59,7 @@ def _parse_tokens(text: str) -> int:
 def _show(result: Plan) -> None:
     cache = result.kv_bytes_per_token
     out.print(
-        f"[bold]{result.model}[/]: {result.parameters:,} parameters; KV cache {size(cache)} per token, "
+        f"[bold]{name(result.model)}[/]: {result.parameters:,} parameters; KV cache {size(cache)} per token, "
         f"{size(cache * result.context)} for {result.context:,}"
     )
     table = Table(box=None, pad_edge=False)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tersor.cli.commands.options import AsJson, Compressed, Quiet
-from tersor.cli.render import err, out, print_json, progress_bar, seconds, size
+from tersor.cli.render import err, name, out, print_json, progress_bar, seconds, size
 from tersor.format.errors import VerificationError
 
 EPILOG = """
@@ -45,8 +45,8 @@ def command(
     if not result.ok:
         raise typer.Exit(VerificationError.exit_status)
     if not as_json:
-        same = f", all of them bit for bit those of {result.against}" if result.against else ""
+        same = f", all of them bit for bit those of {name(result.against)}" if result.against else ""
         out.print(
-            f"[bold green]ok[/] {result.path}: {result.tensors} tensors, {size(result.original_bytes)} decoded, every "
-            f"SHA-256 as stated{same} ({seconds(result.seconds)})"
+            f"[bold green]ok[/] {name(result.path)}: {result.tensors} tensors, {size(result.original_bytes)} decoded, "
+            f"every SHA-256 as stated{same} ({seconds(result.seconds)})"
         )
