@@ -203,6 +203,8 @@ def test_three_sides_of_one_tie(plain: Build, ids: torch.Tensor, tmp_path: Path)
     cls = transformers.AutoModelForSeq2SeqLM
     for dtype in (torch.bfloat16, torch.float16):  # in fp16 T5 keeps `wo` in fp32
         expected = cls.from_pretrained(tmp_path / "plain", dtype=dtype)(ids, decoder_input_ids=ids).logits
+        encoded = cls.from_pretrained(tmp_path / "plain", dtype=dtype, quantization_config=TersorConfig())
+        assert torch.equal(encoded(ids, decoder_input_ids=ids).logits, expected)
         model = cls.from_pretrained(tmp_path / "compressed", dtype=dtype)
         assert torch.equal(model(ids, decoder_input_ids=ids).logits, expected)
     tiles = {

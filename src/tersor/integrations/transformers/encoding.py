@@ -58,7 +58,13 @@ def prepare_encoding(
 
 
 class Encode(ConversionOps):
-    """Transformers' step between reading a tensor and setting the parameter."""
+    """Transformers' step between reading a tensor and setting the parameter.
+
+    dtypes: of the plain model's parameters; what is read may have another, and is cast when decoded.
+    """
+
+    def __init__(self, dtypes: Mapping[str, torch.dtype]) -> None:
+        self.dtypes = dtypes
 
     def convert(
         self,
@@ -79,7 +85,7 @@ class Encode(ConversionOps):
         )
         parts = {TILES: tiles, OFFSETS: offsets, BOOK: book}
         for parameter in (name, *partners(model, name)):
-            _expect_parts(model, parameter, entry, parts, missing)
+            _expect_parts(model, parameter, entry, parts, self.dtypes, missing)
         tie_parts(model, name, entry)
         loaded = {name + suffix: part.to(weight.device) for suffix, part in parts.items()}
         missing -= loaded.keys()
@@ -87,14 +93,18 @@ class Encode(ConversionOps):
 
 
 def _expect_parts(
-    model: Any, parameter: str, entry: TensorEntry, parts: Mapping[str, torch.Tensor], missing: set[str]
+    model: Any,
+    parameter: str,
+    entry: TensorEntry,
+    parts: Mapping[str, torch.Tensor],
+    dtypes: Mapping[str, torch.dtype],
+    missing: set[str],
 ) -> None:
     """Replace the plain `parameter`, not loaded yet, by meta tensors of the stored shapes; parts: by suffix."""
     module, leaf = owner(model, parameter)
     plain = module.get_parameter(leaf)
-    compress(
-        module, leaf, entry, {leaf + suffix: part.to("meta") for suffix, part in parts.items()}, plain.dtype
-    )
+    expected = {leaf + suffix: part.to("meta") for suffix, part in parts.items()}
+    compress(module, leaf, entry, expected, dtypes.get(parameter, plain.dtype))
     missing.discard(parameter)
     missing |= {parameter + suffix for suffix in parts}
 

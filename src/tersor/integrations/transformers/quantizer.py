@@ -52,7 +52,7 @@ class TersorQuantizer(HfQuantizer):
         """The encoder."""
         from tersor.integrations.transformers.encoding import Encode
 
-        return Encode()
+        return Encode(self.prepared.dtypes)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         from tersor.integrations.transformers.parallel import refuse_distributed
