@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 import tersor
+from tersor.codec.quantized.matrix import Bits
 from tersor.pipeline.evaluate_text import divergence
 from tersor.quantize.allocate import Plan, size, within_bits
 from tersor.quantize.integers import IntegerSettings
 from tersor.quantize.method import Method
-from tersor.quantize.quantized import Bits
 from tersor.quantize.sensitivity import measure_options
 from tersor.quantize.settings import gptq, preset, rtn
 from tersor.quantize.stream import Job, quantize_model

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tersor.quantize import dequantize_torch, integers_torch, spqr
+from tersor.codec.quantized import dequantize_torch
+from tersor.quantize import integers_torch, spqr
 from tersor.quantize.integers import IntegerSettings
 from tersor.quantize.settings import Settings, gptq, preset
 from tersor.quantize.stream import Job, quantize_model
@@ -38,7 +39,7 @@ def test_integers_equal_those_of_the_cpu() -> None:
     here = integers_torch.quantize(weight, h, IntegerSettings(4.0), torch.float64)
     there = integers_torch.quantize(weight.cuda(), h.cuda(), IntegerSettings(4.0), torch.float64)
     np.testing.assert_array_equal(here.codes, there.codes)
-    assert torch.equal(integers_torch.dequantize(there, "cuda").cpu(), integers_torch.dequantize(here))
+    assert torch.equal(dequantize_torch.dequantize(there, "cuda").cpu(), dequantize_torch.dequantize(here))
 
 
 def test_blocks_visit_the_gpu_one_by_one() -> None:

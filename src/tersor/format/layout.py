@@ -57,6 +57,11 @@ def aligned(nbytes: int) -> int:
     return -(-nbytes // ALIGN) * ALIGN
 
 
+def row_bytes(codes: int, width: int) -> int:
+    """Bytes of a row of `codes` codes of `width` bits: eight of them take `width` bytes."""
+    return -(-codes // 8) * width
+
+
 @dataclass(frozen=True)
 class Tile:
     """One tile's place: rows [row, row + height) and columns [col, col + width) of the matrix."""

@@ -3,7 +3,6 @@
     settings      what to quantise to: SpQR, GPTQ and rounding are settings of one algorithm
     reference     that algorithm, slow and plain, in NumPy: the truth
     spqr          the same at full speed in torch (grid, factor and order are its parts)
-    quantized     the result, and its exact size; dequantize and dequantize_torch give weights back
     integers      the other method: entropy-coded integers, smaller for the same loss
 
     calibration   text to token sequences
@@ -18,6 +17,6 @@
     target        a bound on the loss, kept by measuring
     sensitivity_map   the picture of a layer
 
-Nothing is imported here: `settings`, `reference`, `quantized`, `dequantize` and `integers` need only NumPy,
-the rest needs torch.
+The results, their sizes and the way back to weights are `tersor.codec.quantized`. Nothing is imported here:
+`settings`, `reference` and `integers` need only NumPy, the rest needs torch.
 """

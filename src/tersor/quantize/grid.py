@@ -16,15 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tersor.codec.quantized.dequantize_torch import to_f16
+from tersor.codec.quantized.rounding import F16_MAX
 from tersor.quantize.settings import Settings
-from tersor.quantize.stored import F16_MAX
 
 TINY_SCALE = 1e-9  # as in the reference
-
-
-def to_f16(x: Tensor) -> Tensor:
-    """`stored.to_f16` for tensors."""
-    return x.clamp(-F16_MAX, F16_MAX).to(torch.float32).to(torch.float16)
 
 
 def first_level(low: Tensor, high: Tensor, levels: int) -> tuple[Tensor, Tensor]:

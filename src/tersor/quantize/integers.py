@@ -26,10 +26,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tersor import codec
+from tersor.codec.quantized.integers import Integers
+from tersor.codec.quantized.rounding import F32, round_bf16, round_weight
 from tersor.format.errors import UsageError
-from tersor.quantize.quantized import Bits
-from tersor.quantize.stored import F32, round_bf16, round_weight
 
 MAX_CODE = 127
 SAMPLE = 1 << 20  # weights that stand for all when the entropy is estimated: good to 0.01 bits
@@ -52,36 +51,6 @@ class IntegerSettings:
             raise UsageError(f"entropy-coded integers take 1 to 6.5 bits per weight, not {self.bits}")
         if not 0 <= self.percdamp < float("inf"):
             raise UsageError(f"percdamp must be finite and not negative, not {self.percdamp}")
-
-
-@dataclass(frozen=True)
-class Integers:
-    """One R x C matrix of integer codes."""
-
-    settings: IntegerSettings
-    dtype: str  # of the original weights: "BF16", "F16" or "F32"
-    codes: npt.NDArray[np.int8]  # (R, C), original column order
-    steps: F32  # (C,), values of bfloat16
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        rows, columns = self.codes.shape
-        return rows, columns
-
-    @property
-    def outliers(self) -> int:
-        """There are none."""
-        return 0
-
-    def bits(self) -> Bits:
-        """Exact storage: the codes as the lossless codec packs bytes, index included; 16 bits a step."""
-        packed = codec.encode(self.codes.reshape(-1).view(np.uint8), "F8_E4M3", self.shape)
-        return Bits(self.codes.size, 8 * packed.nbytes, 16 * self.shape[1], 0)
-
-
-def dequantize(q: Integers) -> F32:
-    """The weights, (R, C): values of `q.dtype`, held as float32."""
-    return round_weight(q.codes.astype(np.float32) * q.steps, q.dtype)
 
 
 def column_steps(
@@ -145,4 +114,4 @@ def reference(
         codes[:, order[j]] = code[:, 0]
     back = np.empty_like(order)
     back[order] = np.arange(columns)
-    return Integers(settings, dtype, codes, steps[back])
+    return Integers(dtype, codes, steps[back])

@@ -1,4 +1,4 @@
-"""Entropy-coded integers in torch, equal to the plain quantiser and dequantiser in `integers.py`."""
+"""Entropy-coded integers in torch, equal to the plain quantiser in `integers.py`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tersor.quantize.dequantize import inverse
-from tersor.quantize.dequantize_torch import TORCH_DTYPES
+from tersor.codec.quantized.dequantize import inverse
+from tersor.codec.quantized.dequantize_torch import rounded
+from tersor.codec.quantized.integers import Integers
 from tersor.quantize.factor import inverse_factor
-from tersor.quantize.grid import to_f16
-from tersor.quantize.integers import MAX_CODE, Integers, IntegerSettings, column_steps, sample_rows
+from tersor.quantize.integers import MAX_CODE, IntegerSettings, column_steps, sample_rows
 from tersor.quantize.settings import BLOCK
 from tersor.quantize.spqr import check_weight
 
@@ -40,7 +40,7 @@ def quantize(
     codes = _columns(w, upper.to(compute), torch.from_numpy(steps).to(w.device), served)
     back = inverse(order)
     codes = codes[torch.from_numpy(back).to(w.device)].T.contiguous()
-    return Integers(settings, dtype, codes.cpu().numpy(), steps[back])
+    return Integers(dtype, codes.cpu().numpy(), steps[back])
 
 
 def _columns(w: Tensor, upper: Tensor, steps: Tensor, served: torch.dtype) -> Tensor:
@@ -54,7 +54,7 @@ def _columns(w: Tensor, upper: Tensor, steps: Tensor, served: torch.dtype) -> Te
         for j in range(start, stop):
             code = (w[j] / wide[j]).round_().clamp_(-MAX_CODE, MAX_CODE)
             codes[j] = code
-            value = _served(code.float() * steps[j], served).to(w.dtype)
+            value = rounded(code.float() * steps[j], served).to(w.dtype)
             error = (w[j] - value) / d[j]
             errors[j - start] = error
             if j + 1 < stop:
@@ -62,13 +62,3 @@ def _columns(w: Tensor, upper: Tensor, steps: Tensor, served: torch.dtype) -> Te
         if stop < columns:
             w[stop:] -= upper[start:stop, stop:].T @ errors
     return codes
-
-
-def _served(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return to_f16(x) if dtype == torch.float16 else x.to(dtype)
-
-
-def dequantize(q: Integers, device: torch.device | str = "cpu") -> Tensor:
-    """The weights, (R, C) of `q.dtype`, on `device`."""
-    codes, steps = torch.from_numpy(q.codes).to(device), torch.from_numpy(q.steps).to(device)
-    return _served(codes.float() * steps, TORCH_DTYPES[q.dtype])

@@ -5,10 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tersor.quantize import dequantize_torch, integers_torch, spqr
-from tersor.quantize.integers import Integers, IntegerSettings
-from tersor.quantize.quantized import Quantized
+from tersor.codec.quantized.dequantize_torch import dequantize
+from tersor.codec.quantized.integers import Integers
+from tersor.codec.quantized.matrix import Quantized
+from tersor.quantize import integers_torch, spqr
+from tersor.quantize.integers import IntegerSettings
 from tersor.quantize.settings import Settings
+
+__all__ = ["Method", "Result", "dequantize", "quantize"]
 
 Method = Settings | IntegerSettings
 Result = Quantized | Integers
@@ -26,10 +30,3 @@ def quantize(
     if isinstance(method, IntegerSettings):
         return integers_torch.quantize(weight, h, method, compute, served, name)
     return spqr.quantize(weight, h if method.feedback else None, method, compute, served, name)
-
-
-def dequantize(q: Result, device: torch.device | str = "cpu") -> Tensor:
-    """The weights, (R, C) of `q.dtype`, on `device`."""
-    if isinstance(q, Integers):
-        return integers_torch.dequantize(q, device)
-    return dequantize_torch.dequantize(q, device)

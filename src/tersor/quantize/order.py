@@ -13,9 +13,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from tersor.quantize.dequantize import inverse
-from tersor.quantize.quantized import Quantized
-from tersor.quantize.settings import Settings
+from tersor.codec.quantized.dequantize import inverse
+from tersor.codec.quantized.matrix import Quantized
+from tersor.quantize.settings import ActOrder, Settings
 
 
 def column_order(diagonal: npt.NDArray[np.float64], settings: Settings) -> npt.NDArray[np.int32]:
@@ -32,17 +32,15 @@ def column_order(diagonal: npt.NDArray[np.float64], settings: Settings) -> npt.N
     return np.concatenate([places, np.arange(whole * group, columns)]).astype(np.int32)
 
 
-def settle(q: Quantized, order: npt.NDArray[np.int32]) -> Quantized:
+def settle(q: Quantized, order: npt.NDArray[np.int32], act_order: ActOrder) -> Quantized:
     """Finish a result whose columns are in `order`: record it, or undo it where groups allow that."""
     columns = q.shape[1]
-    settings = q.settings
     if np.array_equal(order, np.arange(columns)):
         return q
-    if settings.act_order == "columns":
+    if act_order == "columns":
         return replace(q, order=order)
     undo = inverse(order)
-    group = settings.group_size(columns)
-    groups = undo[::group] // group
+    groups = undo[:: q.group] // q.group
     row, column = np.divmod(q.outlier_index, columns)
     index = row * columns + order.astype(np.int64)[column]
     rising = np.argsort(index, kind="stable")

@@ -19,10 +19,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from tersor.codec.quantized.matrix import Quantized
+from tersor.codec.quantized.rounding import F16, F16_MAX, F32, round_weight, to_f16
 from tersor.quantize.order import column_order, settle
-from tersor.quantize.quantized import Quantized
 from tersor.quantize.settings import Settings
-from tersor.quantize.stored import F16, F16_MAX, F32, round_weight, to_f16
 
 F64 = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.uint8]
@@ -81,7 +81,10 @@ def quantize(weight: F32, h: F64 | None, settings: Settings, dtype: str = "BF16"
 
     rising = np.argsort(np.array(index, dtype=np.int64))
     result = Quantized(
-        settings,
+        settings.bits,
+        group,
+        settings.run,
+        settings.stat_bits,
         dtype,
         unit,
         codes,
@@ -92,7 +95,7 @@ def quantize(weight: F32, h: F64 | None, settings: Settings, dtype: str = "BF16"
         np.array(value, dtype=np.float16)[rising],
         None,
     )
-    return settle(result, order)
+    return settle(result, order, settings.act_order)
 
 
 def unit_of(weight: F32) -> float:

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from tersor.quantize.dequantize import inverse
+from tersor.codec.quantized.dequantize import inverse
+from tersor.codec.quantized.matrix import Quantized
 from tersor.quantize.factor import inverse_factor
 from tersor.quantize.grid import rounding_error
-from tersor.quantize.quantized import Quantized
 
 LARGEST = 1024  # pixels a side; larger layers are pooled by their maximum, so no outlier is lost
 FLOOR, CEILING = 1e-4, 1.0  # sensitivities drawn darkest and brightest

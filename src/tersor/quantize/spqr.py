@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tersor.codec.quantized.dequantize_torch import to_f16
+from tersor.codec.quantized.matrix import Quantized
 from tersor.format.errors import UnknownDtype, UsageError
 from tersor.quantize.factor import inverse_factor
-from tersor.quantize.grid import TINY_SCALE, Grid, fit, to_f16, without_outliers
+from tersor.quantize.grid import TINY_SCALE, Grid, fit, without_outliers
 from tersor.quantize.order import column_order, settle
-from tersor.quantize.quantized import Quantized
 from tersor.quantize.settings import BLOCK, Settings
 
 DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
@@ -53,7 +54,7 @@ def quantize(
         places = torch.from_numpy(order).to(h.device, torch.int64)
         upper = inverse_factor(h[places][:, places], settings.percdamp).to(compute)
     w = weight.detach().to(compute).T[torch.from_numpy(order).to(weight.device, torch.int64)] / unit
-    return settle(_Columns(w, upper, settings, served, unit).run().result(dtype), order)
+    return settle(_Columns(w, upper, settings, served, unit).run().result(dtype), order, settings.act_order)
 
 
 def check_weight(weight: Tensor, served: torch.dtype, name: str) -> str:
@@ -155,7 +156,10 @@ class _Columns:
             index = (row * columns + column).cpu().numpy()
             value = self.delta[column, row].cpu().numpy()
         return Quantized(
-            self.settings,
+            self.settings.bits,
+            self.settings.group_size(columns),
+            self.settings.run,
+            self.settings.stat_bits,
             dtype,
             self.unit,
             self.codes.T.contiguous().cpu().numpy(),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from tersor.codec.quantized.integers import Integers
+from tersor.codec.quantized.matrix import Quantized
 from tersor.format.errors import UsageError
-from tersor.quantize.integers import Integers, IntegerSettings
-from tersor.quantize.quantized import Quantized
-from tersor.quantize.settings import Settings
 
 Result = Quantized | Integers
 
@@ -41,9 +40,8 @@ class Store:
         """Keep a finished matrix."""
         values = {field.name: getattr(q, field.name) for field in fields(q)}
         arrays = {key: np.ascontiguousarray(x) for key, x in values.items() if isinstance(x, np.ndarray)}
-        plain = {key: x for key, x in values.items() if isinstance(x, str | float) or x is None}
+        plain = {key: x for key, x in values.items() if key not in arrays}
         header = {"name": name, "kind": type(q).__name__, "plain": json.dumps(plain)}
-        header["settings"] = json.dumps(asdict(q.settings))
         _replace(self._path(name), lambda path: save_file(arrays, path, header))
 
     def get(self, name: str) -> Result | None:
@@ -55,10 +53,7 @@ class Store:
             header = file.metadata()
             values: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         values |= json.loads(header["plain"])
-        settings = json.loads(header["settings"])
-        if header["kind"] == Integers.__name__:
-            return Integers(settings=IntegerSettings(**settings), **values)
-        return Quantized(settings=Settings(**settings), **values)
+        return Integers(**values) if header["kind"] == Integers.__name__ else Quantized(**values)
 
     def _path(self, name: str) -> Path:
         # tensor names may be longer than file names and differ only in case

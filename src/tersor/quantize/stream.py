@@ -23,12 +23,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from tersor.codec.quantized.matrix import Bits
 from tersor.format.errors import UsageError
 from tersor.quantize.blocks import Target
 from tersor.quantize.lazy import Lazy
 from tersor.quantize.method import Method, Result, dequantize, quantize
 from tersor.quantize.observe import Observer
-from tersor.quantize.quantized import Bits
 from tersor.quantize.store import Store
 from tersor.quantize.walk import Run, Stop, walk
 

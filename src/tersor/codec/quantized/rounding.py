@@ -41,3 +41,16 @@ def round_weight(x: F32, dtype: str) -> F32:
         case "BF16":
             return round_bf16(x)
     raise UnknownDtype(f"weights of dtype {dtype} cannot be quantised; use BF16, F16 or F32")
+
+
+def to_bytes(x: F32, dtype: str) -> npt.NDArray[np.uint8]:
+    """The bytes, 1-D, of values of `dtype` that are held as float32."""
+    x = np.ascontiguousarray(x)
+    match dtype:
+        case "BF16":
+            stored: npt.NDArray[np.generic] = (x.view(np.uint32) >> np.uint32(16)).astype("<u2")
+        case "F16":
+            stored = x.astype("<f2")
+        case _:
+            stored = x.astype("<f4")
+    return stored.reshape(-1).view(np.uint8)

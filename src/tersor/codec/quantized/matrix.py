@@ -1,4 +1,4 @@
-"""A quantised matrix: what the quantiser hands out and the dequantiser takes in.
+"""A matrix on two-level grids: what the quantiser hands out and the dequantiser takes in.
 
 The matrix is R x C (outputs x inputs). Its columns are stored in the order in which they were
 quantised; `order[j]` is the original column of stored column j. Numbers are relative to `unit`, a
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tersor.format.constants import TILE_COLS, TILE_ROWS
-from tersor.quantize.settings import Settings
+from tersor.format.layout import row_bytes
 
 SCALE_STEP, SCALE_MIN, ZERO_STEP, ZERO_MIN = range(4)  # last axis of `stats`
 
@@ -59,7 +59,10 @@ class Bits:
 class Quantized:
     """One quantised R x C matrix; G = ceil(C / g) groups, K = ceil(R / h) runs, N outliers."""
 
-    settings: Settings
+    width: int  # b: bits of a code, 2 to 8
+    group: int  # g: columns that share a scale and a zero, 1 to C
+    run: int  # h: rows whose scales of one group share a second-level grid; 1 with direct statistics
+    stat_bits: int  # of a scale code and of a zero code; 0 stores both as 16-bit floats
     dtype: str  # of the original weights: "BF16", "F16" or "F32"
     unit: float  # power of two
     codes: npt.NDArray[np.uint8]  # (R, C)
@@ -81,19 +84,19 @@ class Quantized:
         return len(self.outlier_value)
 
     def bits(self) -> Bits:
-        """Exact storage: fixed-width codes, both statistic levels, column order, unit, outliers by tile.
+        """Exact storage (`parts`): codes, both statistic levels with the column order, outliers by tile.
 
         An outlier costs 32 bits: 16 of value and 16 of place in its tile of 16 x 256. Each tile's
         count of outliers costs 16 bits when the matrix has any.
         """
         rows, columns = self.shape
         runs, groups, _ = self.stats.shape
-        stat_bits = self.settings.stat_bits
-        second_level = 2 * stat_bits * rows * groups + 64 * runs * groups
-        statistics = second_level if stat_bits else 32 * rows * groups
+        statistics = 32 * rows * groups
+        if self.stat_bits:
+            statistics = 8 * rows * row_bytes(2 * groups, self.stat_bits) + 64 * runs * groups
         if self.order is not None:
             statistics += columns * (16 if columns <= 1 << 16 else 32)
         outliers = 32 * len(self.outlier_value)
         if outliers:
             outliers += 16 * -(-rows // TILE_ROWS) * -(-columns // TILE_COLS)
-        return Bits(rows * columns, self.settings.bits * rows * columns, statistics + 32, outliers)
+        return Bits(rows * columns, 8 * rows * row_bytes(columns, self.width), statistics, outliers)

@@ -1,0 +1,70 @@
+"""The dequantiser in NumPy: the truth. `matrix.py` has the formulas; every other one must match it bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from tersor.codec.quantized.integers import Integers
+from tersor.codec.quantized.matrix import SCALE_MIN, SCALE_STEP, ZERO_MIN, ZERO_STEP, Quantized
+from tersor.codec.quantized.rounding import F32, round_weight, to_bytes
+
+_STEP_WEIGHTS = 1 << 22  # dequantised at a time: 16 MB of float32, and as much again a few times
+
+
+def statistics(q: Quantized) -> tuple[F32, F32]:
+    """Scale and zero of every group, both (R, G) float32."""
+    return _statistics(q, 0, q.shape[0])
+
+
+def dequantize(q: Quantized | Integers) -> F32:
+    """The weights, (R, C) in original column order: values of `q.dtype`, held as float32."""
+    return dequantize_rows(q, 0, q.shape[0])
+
+
+def dequantize_rows(q: Quantized | Integers, first: int, stop: int) -> F32:
+    """Rows `first` to `stop` of the weights, (stop - first, C)."""
+    if isinstance(q, Integers):
+        return round_weight(q.codes[first:stop].astype(np.float32) * q.steps, q.dtype)
+    columns = q.shape[1]
+    scale, zero = (np.repeat(x, q.group, axis=1)[:, :columns] for x in _statistics(q, first, stop))
+    weight: F32 = scale * (q.codes[first:stop].astype(np.float32) - zero)
+    begin, end = np.searchsorted(q.outlier_index, [first * columns, stop * columns])
+    flat = weight.reshape(-1)
+    flat[q.outlier_index[begin:end] - first * columns] += q.outlier_value[begin:end].astype(np.float32)
+    weight = round_weight(weight * np.float32(q.unit), q.dtype)
+    return weight if q.order is None else weight[:, inverse(q.order)]
+
+
+def weight_bytes(q: Quantized | Integers) -> Iterator[npt.NDArray[np.uint8]]:
+    """The bytes of the weights in `q.dtype`, row-major, some rows at a time."""
+    rows, columns = q.shape
+    step = max(1, _STEP_WEIGHTS // max(columns, 1))
+    for first in range(0, rows, step):
+        yield to_bytes(dequantize_rows(q, first, min(first + step, rows)), q.dtype)
+
+
+def weight_sha256(q: Quantized | Integers) -> str:
+    """SHA-256 of those bytes."""
+    digest = hashlib.sha256()
+    for piece in weight_bytes(q):
+        digest.update(piece.data)
+    return digest.hexdigest()
+
+
+def inverse(order: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """The permutation that undoes `order`."""
+    undo = np.empty(len(order), dtype=np.int64)
+    undo[order] = np.arange(len(order))
+    return undo
+
+
+def _statistics(q: Quantized, first: int, stop: int) -> tuple[F32, F32]:
+    stats = q.stats[np.arange(first, stop) // q.run].astype(np.float32)
+    scale_codes, zero_codes = (x[first:stop].astype(np.float32) for x in (q.scale_codes, q.zero_codes))
+    scale = stats[..., SCALE_MIN] + stats[..., SCALE_STEP] * scale_codes
+    zero = stats[..., ZERO_MIN] + stats[..., ZERO_STEP] * zero_codes
+    return scale, zero

@@ -1,0 +1,53 @@
+"""The dequantiser in torch, bit for bit the one in `dequantize.py`, on any device."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tersor.codec.quantized.dequantize import inverse
+from tersor.codec.quantized.integers import Integers
+from tersor.codec.quantized.matrix import SCALE_MIN, SCALE_STEP, ZERO_MIN, ZERO_STEP, Quantized
+from tersor.codec.quantized.rounding import F16_MAX
+
+TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+def dequantize(q: Quantized | Integers, device: torch.device | str = "cpu") -> Tensor:
+    """The weights, (R, C) of `q.dtype` in original column order, on `device`."""
+
+    def put(x: np.ndarray) -> Tensor:
+        return torch.from_numpy(x).to(device)
+
+    if isinstance(q, Integers):
+        return integer_weights(put(q.codes), put(q.steps), TORCH_DTYPES[q.dtype])
+    stats = put(q.stats).float().repeat_interleave(q.run, dim=0)[: q.shape[0]]
+    scale = stats[..., SCALE_MIN] + stats[..., SCALE_STEP] * put(q.scale_codes).float()
+    zero = stats[..., ZERO_MIN] + stats[..., ZERO_STEP] * put(q.zero_codes).float()
+    weight = grid_weights(put(q.codes), scale, zero, q.group)
+    weight.view(-1)[put(q.outlier_index)] += put(q.outlier_value).float()
+    weight = rounded(weight.mul_(q.unit), TORCH_DTYPES[q.dtype])
+    return weight if q.order is None else weight[:, put(inverse(q.order))]
+
+
+def grid_weights(codes: Tensor, scale: Tensor, zero: Tensor, group: int) -> Tensor:
+    """scale (R, G) * (codes (R, C) - zero (R, G)), (R, C) float32."""
+    columns = codes.shape[1]
+    scale, zero = (x.repeat_interleave(group, dim=1)[:, :columns] for x in (scale, zero))
+    return (codes.float() - zero).mul_(scale)
+
+
+def integer_weights(codes: Tensor, steps: Tensor, dtype: torch.dtype) -> Tensor:
+    """codes (R, C) int8 times steps (C,) float32, rounded to `dtype`."""
+    return rounded(codes.float() * steps, dtype)
+
+
+def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Float32 rounded to the type of the weight."""
+    return to_f16(weight) if dtype == torch.float16 else weight.to(dtype)
+
+
+def to_f16(x: Tensor) -> Tensor:
+    """`rounding.to_f16` for tensors."""
+    return x.clamp(-F16_MAX, F16_MAX).to(torch.float32).to(torch.float16)
