@@ -142,3 +142,7 @@ for _name, _cpu, _fake in (
 ):
     library.impl(_name, _cpu, "CPU")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"{library.ns}::{_name}", _fake, lib=library)
+
+# The same operators on CUDA, and those of the `fast` layout; importing them compiles nothing.
+from tersor.kernels.huffman import ops as _huffman_on_cuda  # noqa: E402, F401
+from tersor.kernels.window import ops as _window  # noqa: E402, F401

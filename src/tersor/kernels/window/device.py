@@ -65,7 +65,7 @@ def _combine_kernel() -> Kernel:
 
 
 def pack(weight: torch.Tensor) -> WindowTensors:
-    """Pack a bfloat16 matrix (rows, cols) on the GPU. Waits for the GPU once, to learn the number of exceptions."""
+    """Pack a bfloat16 matrix (rows, cols) on the GPU. Waits for the GPU: how many exceptions there are decides sizes."""
     weight = weight.detach().contiguous()
     rows, cols = weight.shape
     geometry, device = Geometry(rows, cols), weight.device
@@ -92,6 +92,9 @@ def pack(weight: torch.Tensor) -> WindowTensors:
         Launch((geometry.records, 1), 32 * STRIP_ROWS),
         device, weight, base, counts, places, records, rows, cols, geometry.segments,
     )  # fmt: skip
+    torch.cuda.current_stream(
+        device
+    ).synchronize()  # before a kernel that overlaps its predecessor may read it
     return WindowTensors(rows, cols, blocks, places, records)
 
 

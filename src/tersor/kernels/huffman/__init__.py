@@ -1,0 +1,1 @@
+"""The huffman codec on the GPU."""
