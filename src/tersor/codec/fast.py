@@ -59,6 +59,8 @@ def encode(data: U8, dtype: str, shape: tuple[int, ...], book: U8 | None = None)
     `book` gives the code lengths to use; without it the optimal ones are made.
     """
     kind, raw, grid = _kind(dtype), RAW_BYTES[dtype], Grid.of(shape)
+    if not grid.tiles:
+        raise ValueError(f"a tensor of shape {shape} has no elements to code; it is stored raw")
     elements = _elements(data, dtype)
     counts = histogram(data, dtype)
     if book is None:

@@ -34,10 +34,12 @@ def encode(data: U8, dtype: str, shape: tuple[int, ...], book: U8 | None = None)
 
     `book` gives the code lengths to use; without it the optimal ones are made.
     """
+    grid = Grid.of(shape)
+    if not grid.tiles:
+        raise ValueError(f"a tensor of shape {shape} has no elements to code; it is stored raw")
     if book is None:
         book = code_lengths(histogram(data, dtype))
     check_book(book)
-    grid = Grid.of(shape)
     elements = data.reshape(grid.rows, grid.cols * itemsize(dtype))
     blocks: list[bytes] = []
     for start in range(0, grid.tiles, _CHUNK):

@@ -23,6 +23,13 @@ from tersor.format.errors import Interrupted, OutputExists, UsageError
 JOB_FILE = ".tersor-job.json"
 
 
+def partial_of(final: Path) -> Path:
+    """Where an output is written before it appears at `final`."""
+    if not final.name:
+        raise UsageError(f"{final}: has no name to put a new directory under; choose another output")
+    return final.with_name(final.name + ".partial")
+
+
 class Output:
     """The output of one job, open for writing under `partial`."""
 
@@ -36,9 +43,7 @@ class Output:
             raise OutputExists(
                 f"{final}: exists already and is never overwritten; delete it or choose another name"
             )
-        if not final.name:
-            raise UsageError(f"{final}: has no name to put a new directory under; choose another output")
-        self.partial = final.with_name(final.name + ".partial")
+        self.partial = partial_of(final)
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
             self._lock = self._take_lock()

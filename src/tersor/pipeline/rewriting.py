@@ -9,15 +9,20 @@ from typing import Any
 from tersor.format.checkpoint import INDEX, Checkpoint
 from tersor.format.constants import FORMAT_VERSION
 from tersor.format.errors import UsageError
-from tersor.pipeline.output import Output
+from tersor.pipeline.output import Output, partial_of
 
 
 def open_output(kind: str, source: Checkpoint, final: Path) -> Output:
     """The output for rewriting `source` to `final`; a job is known by its kind and its input files."""
     if source.is_file and final.suffix != ".safetensors":
         raise UsageError(f"{final}: a single file becomes a single file; give it a name in .safetensors")
-    if not source.is_file and final.resolve().is_relative_to(source.path.resolve()):
+    origin, partial = source.path.resolve(), partial_of(final).resolve()
+    if not source.is_file and final.resolve().is_relative_to(origin):
         raise UsageError(f"{final}: lies inside the model it is made from; choose an output beside it")
+    if partial.is_relative_to(origin) or origin.is_relative_to(partial):
+        raise UsageError(
+            f"{partial}: is where {final} is prepared, and holds the model it is made from; rename one"
+        )
     stats = [(shard.path.name, shard.path.stat()) for shard in source.shards]
     job = {
         "job": kind,
