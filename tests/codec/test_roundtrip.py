@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from crafting import HUFFMAN_DTYPES, U8, gaussian_bytes
 from tersor.codec import Packed, fast, reference
-from tersor.format.errors import UnknownDtype
+from tersor.format.errors import UnknownDtype, WrongShape
 
 SHAPES = [
     (),
@@ -116,6 +117,34 @@ def test_a_given_book_is_used(codec: ModuleType) -> None:
     assert (packed.book == 8).all()
     assert packed.tiles.size - 16 == 2 * (4096 + 32 + 4096)  # raw, lengths, symbols of 8 bits each
     assert codec.decode(packed).tobytes() == data.tobytes()
+
+
+def test_an_empty_tensor_is_not_for_this_codec(codec: ModuleType) -> None:
+    with pytest.raises(ValueError, match="stored raw"):
+        codec.encode(np.zeros(0, np.uint8), "BF16", (0, 64))
+    assert codec.histogram(np.zeros(0, np.uint8), "BF16").tolist() == [0] * 256
+    empty = Packed("BF16", (0, 64), np.full(256, 8, np.uint8), np.zeros(1, np.uint32), np.zeros(16, np.uint8))
+    with pytest.raises(WrongShape, match="'w'"):
+        codec.decode(empty, "'w'")
+
+
+def test_a_book_without_a_needed_code_is_refused(fast: ModuleType) -> None:
+    book = np.zeros(256, np.uint8)
+    book[:2] = 1
+    with pytest.raises(ValueError, match="no code"):
+        fast.encode(gaussian_bytes((64, 64)), "BF16", (64, 64), book)
+
+
+def test_many_callers_at_once(fast: ModuleType) -> None:
+    """The thread pool is shared: eight encodings and decodings side by side."""
+    shape = (300, 1500)
+    tensors = [gaussian_bytes(shape, seed=i) for i in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        packed = list(pool.map(lambda data: fast.encode(data, "BF16", shape), tensors))
+        decoded = list(pool.map(fast.decode, packed))
+    for data, made, back in zip(tensors, packed, decoded, strict=True):
+        assert back.tobytes() == data.tobytes()
+        assert_same(made, reference.encode(data, "BF16", shape))
 
 
 def test_other_dtypes_are_refused(codec: ModuleType) -> None:

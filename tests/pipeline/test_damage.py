@@ -92,6 +92,30 @@ def test_any_damage_to_any_file(sound: Path, tmp_path: Path, seed: int) -> None:
     assert holds(model)
 
 
+def test_any_damage_to_a_model_that_is_to_be_compressed(sound: Path, tmp_path: Path) -> None:
+    """It is refused and nothing is written, or it is compressed just as it is."""
+    rng = random.Random(11)
+    plain = Path(shutil.copytree(sound.with_name("plain"), tmp_path / "plain"))
+    files = [f for f in sorted(plain.iterdir()) if f.suffix == ".safetensors" or "index" in f.name]
+    refused = 0
+    for i in range(150):
+        file = rng.choice(files)
+        content = file.read_bytes()
+        head = min(len(content), 300 if i % 3 else len(content))
+        file.write_bytes(damage(content[:head], rng) + content[head:])
+        out = tmp_path / "out"
+        try:
+            compress(plain, out)
+        except TersorError:
+            refused += 1
+            assert sorted(f.name for f in tmp_path.iterdir()) == ["plain"]
+        else:
+            assert verify(out, against=plain).ok
+            shutil.rmtree(out)
+        file.write_bytes(content)
+    assert 75 < refused < 150
+
+
 def test_no_flipped_bit_of_the_payload_is_ever_ok(sound: Path, tmp_path: Path) -> None:
     """Random bits all over the data of a shard."""
     rng = random.Random(7)

@@ -75,6 +75,27 @@ def test_the_input_itself(job: Job, source: Path) -> None:
     assert tree(source) == before
 
 
+@pytest.mark.parametrize("job", [compress, decompress])
+def test_an_input_where_the_output_is_prepared(job: Job, plain: Path, tmp_path: Path) -> None:
+    source = tmp_path / "out.partial"
+    if job is compress:
+        plain.rename(source)
+    else:
+        compress(plain, tmp_path / "c").path.rename(source)
+    before = tree(source)
+    with pytest.raises(UsageError, match="prepared"):
+        job(source, tmp_path / "out")
+    with pytest.raises(UsageError, match=r"single file|prepared"):
+        job(source / "model.safetensors", tmp_path / "out")
+    (tmp_path / "x.safetensors.partial").mkdir()
+    inside = tmp_path / "x.safetensors.partial" / "model.safetensors"
+    inside.write_bytes(before["model.safetensors"])
+    with pytest.raises(UsageError, match="prepared"):
+        job(inside, tmp_path / "x.safetensors")
+    assert tree(source) == before
+    assert tree(inside.parent) == {"model.safetensors": before["model.safetensors"]}
+
+
 def test_an_output_without_a_name(
     job: Job, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
