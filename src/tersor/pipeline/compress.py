@@ -141,12 +141,13 @@ def _write_rest(shard: Shard, writer: ShardWriter, source: Checkpoint, totals: _
     """Compress and write the tensors that `writer` does not hold yet; the drawing at the top of the module."""
     largest = max((e.nbytes for s in source.shards for e in s.tensors.values()), default=0)
     budget = Budget(2 * largest + _SPARE_BYTES)
+    names = {name for _, name in source.tensors()}
     todo = [(shard, name, _cost(e)) for name, e in shard.tensors.items() if name not in writer.entries]
     with ThreadPoolExecutor(1, "tersor-hash") as hasher, ThreadPoolExecutor(1, "tersor-write") as scribe:
         previous: Future[None] | None = None
         for _, name, data in read_ahead(todo, budget):
             extent = shard.tensors[name]
-            entry, parts = compressed_form(name, extent, data, hasher)
+            entry, parts = compressed_form(name, extent, data, names, hasher)
             if previous is not None:
                 previous.result()
             previous = scribe.submit(_write, writer, name, entry, parts, budget, _cost(extent))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import Executor
 
 import numpy as np
@@ -30,13 +30,16 @@ def wants_compression(dtype: str, shape: tuple[int, ...]) -> bool:
 
 
 def compressed_form(
-    name: str, extent: Extent, data: NDArray[np.uint8], hasher: Executor
+    name: str, extent: Extent, data: NDArray[np.uint8], names: Container[str], hasher: Executor
 ) -> tuple[TensorEntry, list[Part]]:
-    """The manifest entry and the stored parts of one tensor, already decoded and compared with `data`."""
+    """The manifest entry and the stored parts of one tensor, already decoded and compared with `data`.
+
+    `names` are those of all the model's tensors; where one is called as a part would be, the part gives way.
+    """
     sha256 = hasher.submit(lambda: hashlib.sha256(data.data).hexdigest())
-    packed = (
-        encode(data, extent.dtype, extent.shape) if wants_compression(extent.dtype, extent.shape) else None
-    )
+    free = not any(name + part in names for part in (BOOK, OFFSETS, TILES))
+    coded = free and wants_compression(extent.dtype, extent.shape)
+    packed = encode(data, extent.dtype, extent.shape) if coded else None
     if packed is None or packed.nbytes >= data.nbytes:
         entry = TensorEntry(CODEC_RAW, extent.dtype, extent.shape, sha256.result())
         return entry, [Part(name, extent.dtype, extent.shape, [data])]
