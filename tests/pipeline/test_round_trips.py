@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +23,11 @@ from crafting import (
     tree,
     write_model,
 )
+from tersor.codec import Packed, encode
 from tersor.format.checkpoint import open_checkpoint
+from tersor.format.errors import VerificationError
 from tersor.format.validate import check_compressed
+from tersor.pipeline import stored_form
 from tersor.pipeline.compress import compress
 from tersor.pipeline.decompress import decompress
 from tersor.pipeline.progress import Progress
@@ -146,6 +151,38 @@ def test_header_order_of_tensors_without_data(tmp_path: Path) -> None:
     plain.write_bytes(file_bytes(content, {"format": "pt"}))
     made = compress(plain, tmp_path / "c.safetensors").path
     assert decompress(made, tmp_path / "d.safetensors").path.read_bytes() == plain.read_bytes()
+
+
+@pytest.mark.parametrize("part", ["_book", "_offsets", "_tiles"])
+def test_a_tensor_that_is_called_like_a_part_of_another(tmp_path: Path, part: str) -> None:
+    for shards in (
+        [{"w": gaussian((64, 64)), "w" + part: gaussian((64, 65), seed=1)}],
+        [{"w" + part: Tensor("U8", (256,), bytes(256))}, {"w": gaussian((64, 64))}],
+    ):
+        plain = write_model(tmp_path / f"m{len(shards)}", shards)
+        made = compress(plain, tmp_path / f"c{len(shards)}").path
+        assert verify(made, against=plain).ok
+        assert check_compressed(open_checkpoint(made)).entries["w"].codec == "raw"
+        assert tensors(decompress(made, tmp_path / f"d{len(shards)}").path) == tensors(plain)
+
+
+def test_a_faulty_encoder_is_caught_before_anything_appears(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bit that flips between encoding and writing: every tensor is decoded and compared first."""
+
+    def faulty(*arguments: Any) -> Packed:
+        packed = encode(*arguments)
+        tiles = packed.tiles.copy()
+        tiles[77] ^= 1
+        return dataclasses.replace(packed, tiles=tiles)
+
+    plain = write_model(tmp_path / "m", [{"first": gaussian((64, 64)), "second": gaussian((64, 64), seed=1)}])
+    with monkeypatch.context() as patch, pytest.raises(VerificationError, match="'first'"):
+        patch.setattr(stored_form, "encode", faulty)
+        compress(plain, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+    assert verify(compress(plain, tmp_path / "c").path, against=plain).ok
 
 
 def test_a_model_of_nothing(tmp_path: Path) -> None:
