@@ -181,8 +181,9 @@ def test_experts(name: str, implementation: str, plain: Build, compressed: Build
     assert torch.equal(model(ids).logits, reference(ids).logits)
 
 
-def test_eager_experts_decode_only_those_hit(compressed: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load(compressed("qwen3-moe"), experts_implementation="eager")
+@pytest.mark.parametrize("implementation", ["eager", "batched_mm", "grouped_mm"])
+def test_only_the_experts_hit_are_decoded(implementation: str, compressed: Build) -> None:
+    model = load(compressed("qwen3-moe"), experts_implementation=implementation)
     decoded: list[str] = []
     for name, module in model.named_modules():
         if name.endswith("gate_proj"):

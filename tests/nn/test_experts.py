@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.nn import CompressedModule, ExpertStack, restore, stack_experts
+from tersor.nn.surgery import compressed_class
 
 EXPERTS, INNER, HIDDEN = 3, 40, 96
 
@@ -72,6 +73,29 @@ def test_only_the_experts_hit_are_decoded(stacked: Experts) -> None:
     assert torch.equal(stacked(X, [1]), expected)
     with pytest.raises(Exception, match=r"book|offsets|tile"):
         stacked(X, [0])
+
+
+class Grouped(Experts):
+    """A forward that takes the whole parameters, for tokens that are routed."""
+
+    def forward(self, x: Tensor, routing: Tensor) -> Tensor:
+        gate, up = torch.einsum("th,tih->ti", x, self.gate_up_proj[routing]).chunk(2, dim=-1)
+        return torch.einsum("ti,thi->th", gate * up, self.down_proj[routing])
+
+
+def test_a_grouped_forward_decodes_only_the_experts_hit(stacked: Experts) -> None:
+    routing = torch.tensor([2, 1, 2, 2, 1])
+    reference = plain()
+    reference.__class__ = Grouped
+    stacked.__class__ = compressed_class(Grouped, ("down_proj", "gate_up_proj"), True)
+    for part in stacked.get_submodule("0").parameters():
+        part.data.zero_()  # undecodable now
+    assert torch.equal(stacked(X, routing), reference(X, routing))
+    with pytest.raises(Exception, match=r"book|offsets|tile"):
+        stacked.gate_up_proj.clone()  # outside of a forward it is the whole
+    with pytest.raises(Exception, match=r"book|offsets|tile"):
+        stacked(X, torch.tensor([0, 1, 2, 2, 1]))
+    assert stacked.hit is None
 
 
 def test_names_are_those_on_disk(stacked: Experts) -> None:

@@ -2,13 +2,14 @@
 
 `compress(module, name, ...)` turns any module into one whose parameter `name` is stored
 compressed and decoded when it is used; `restore(module)` undoes it. `CompressedLinear` and
-`CompressedEmbedding` are what that makes of the modules that know a better way than to decode
-everything; `stack_experts` does the same for parameters that are many tensors on disk.
+`CompressedEmbedding` are what that makes of modules that know a better way than to decode
+everything. `stack_experts` does the same for parameters that are many tensors on disk, and
+makes `CompressedExperts`.
 """
 
 from tersor.nn.deferred import DeferredWeight, materialize
 from tersor.nn.embedding import CompressedEmbedding
-from tersor.nn.experts import ExpertStack, StoredWeight
+from tersor.nn.experts import CompressedExperts, ExpertStack, StoredWeight
 from tersor.nn.linear import CompressedLinear
 from tersor.nn.module import CompressedModule
 from tersor.nn.stored import Stored
@@ -16,6 +17,7 @@ from tersor.nn.surgery import compress, is_compressed, restore, stack_experts
 
 __all__ = [
     "CompressedEmbedding",
+    "CompressedExperts",
     "CompressedLinear",
     "CompressedModule",
     "DeferredWeight",

@@ -12,16 +12,23 @@ names they have on disk, as `StoredWeight` leaves, and `experts.gate_up_proj` be
 attribute that assembles from them what it is asked for: `gate_up_proj[3]` decodes two
 matrices, not 2 E. The module's own forward runs on it unchanged, and saving writes the names
 that were loaded.
+
+Forwards that take the whole parameter (one grouped product for all experts) would decode all
+E though a token is sent to 8 of 128. So the routing is read off the arguments of the call, and
+while it runs the whole parameter is zeros except for the experts that are hit. No product
+touches the others: the results are the same bits, and their pages are never written.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tersor.nn.deferred import materialize
+from tersor.nn.module import CompressedModule
 
 
 class StoredWeight(nn.Module):
@@ -39,6 +46,30 @@ class StoredWeight(nn.Module):
     def forward(self) -> Tensor:
         """The tensor."""
         return materialize(getattr(self, self.leaf))
+
+
+class CompressedExperts(CompressedModule):
+    """Mixin of modules with stacked experts: notes which experts a call is routed to."""
+
+    stacked = True
+    hit: tuple[int, ...] | None = None  # only during a forward whose routing is known
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The plain module's forward. Its routing is the only tensor of integers among the arguments."""
+        self.hit = self._routed([*args, *kwargs.values()])
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            del self.hit
+
+    def _routed(self, arguments: list[Any]) -> tuple[int, ...] | None:
+        if torch.compiler.is_compiling():
+            return None  # the numbers are not known when the graph is made
+        integers = [a for a in arguments if isinstance(a, Tensor) and a.dtype in (torch.int32, torch.int64)]
+        experts = min((s.shape[0] for s in self.compressed.values() if isinstance(s, ExpertStack)), default=0)
+        if len(integers) != 1 or integers[0].is_meta:
+            return None
+        return tuple(index for index in torch.unique(integers[0]).tolist() if 0 <= index < experts)
 
 
 @dataclass(frozen=True)
@@ -76,8 +107,16 @@ class ExpertStack:
         return whole.to(self.dtype)
 
     def decode(self, module: nn.Module) -> Tensor:
-        """All experts: `shape`."""
-        return torch.stack([self.select(module, index) for index in range(self.shape[0])])
+        """All experts, `shape`; during a forward only those that are hit, the others zero."""
+        hit = module.hit if isinstance(module, CompressedExperts) else None
+        if not hit:
+            return torch.stack([self.select(module, index) for index in range(self.shape[0])])
+        first = self.select(module, hit[0])  # it knows the device; offloaded leaves only know "meta"
+        whole = torch.zeros(self.shape, dtype=self.dtype, device=first.device)
+        whole[hit[0]] = first
+        for index in hit[1:]:
+            whole[index] = self.select(module, index)
+        return whole
 
     def restore(self, module: nn.Module) -> Tensor:
         """All experts, after removing their leaves from `module`."""

@@ -44,6 +44,7 @@ class CompressedModule(nn.Module):
     """Mixin of the classes that `tersor.nn.surgery` makes; never instantiated by itself."""
 
     plain_class: ClassVar[type[nn.Module]]  # T, what the module was and will be again
+    stacked: ClassVar[bool] = False  # whether some are stacks of experts
     compressed: dict[str, Source]  # parameter name -> how it is decoded
 
     def compressed_parameter(self, name: str) -> Tensor:
@@ -81,4 +82,4 @@ class CompressedModule(nn.Module):
         """Copy and pickle by T and the names: the class itself is made at run time."""
         from tersor.nn.surgery import blank  # the surgery imports this module
 
-        return blank, (self.plain_class, tuple(sorted(self.compressed))), self.__dict__
+        return blank, (self.plain_class, tuple(sorted(self.compressed)), self.stacked), self.__dict__

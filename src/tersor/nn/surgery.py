@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tersor.format.manifest import TensorEntry
 from tersor.nn.deferred import Source
 from tersor.nn.embedding import CompressedEmbedding
-from tersor.nn.experts import ExpertStack, StoredWeight
+from tersor.nn.experts import CompressedExperts, ExpertStack, StoredWeight
 from tersor.nn.linear import CompressedLinear
 from tersor.nn.module import CompressedModule, CompressedParameter
 from tersor.nn.stored import Stored
@@ -70,12 +70,15 @@ def restore(module: CompressedModule) -> None:
 
 
 @cache
-def compressed_class(plain: Any, names: tuple[str, ...]) -> type[CompressedModule]:
-    """The subclass of the module class `plain` in which the parameters `names` (sorted) decode when read."""
+def compressed_class(plain: Any, names: tuple[str, ...], stacked: bool = False) -> type[CompressedModule]:
+    """The subclass of the module class `plain` in which the parameters `names` (sorted) decode when read.
+
+    stacked: some of them are stacks of experts.
+    """
     for own in _OWN_CLASSES if names == ("weight",) else ():
         if plain is own.plain_class:
             return own
-    bases: tuple[type, ...] = (CompressedModule, plain)
+    bases: tuple[type, ...] = (CompressedExperts if stacked else CompressedModule, plain)
     for own in _OWN_CLASSES if "weight" in names else ():
         if issubclass(plain, own.plain_class):
             bases = (plain, own)  # own.forward takes the place of its plain_class.forward, below T's
@@ -84,9 +87,9 @@ def compressed_class(plain: Any, names: tuple[str, ...]) -> type[CompressedModul
     return type(f"Compressed{plain.__name__}", bases, attributes)
 
 
-def blank(plain: Any, names: tuple[str, ...]) -> CompressedModule:
+def blank(plain: Any, names: tuple[str, ...], stacked: bool) -> CompressedModule:
     """An instance of `compressed_class` without state, for copy and pickle to fill."""
-    made = compressed_class(plain, names)
+    made = compressed_class(plain, names, stacked)
     return made.__new__(made)
 
 
@@ -96,7 +99,8 @@ def _become_compressed(module: nn.Module, source: Source) -> None:
     compressed: dict[str, Source] = module.compressed if isinstance(module, CompressedModule) else {}
     compressed[name] = source
     changed: Any = module
-    changed.__class__ = compressed_class(plain, tuple(sorted(compressed)))
+    stacked = any(isinstance(source, ExpertStack) for source in compressed.values())
+    changed.__class__ = compressed_class(plain, tuple(sorted(compressed)), stacked)
     changed.compressed = compressed
 
 
