@@ -12,6 +12,8 @@ MANIFEST_KEY = "tersor"  # safetensors __metadata__ key that holds the manifest
 
 CODEC_RAW = "raw"
 CODEC_HUFFMAN = "huffman"
+CODEC_SPQR = "spqr"
+CODEC_INTEGERS = "integers"
 
 TILE_ROWS = 16  # the m of mma.m16n8k16: a tile is one strip of rows
 TILE_COLS = 256

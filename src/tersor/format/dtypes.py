@@ -34,6 +34,10 @@ BITS: dict[str, int] = {
 RAW_BYTES: dict[str, int] = {"BF16": 1, "F16": 1, "F32": 3, "F8_E4M3": 0, "F8_E5M2": 0}
 
 
+# What can be quantised (FORMAT.md section 6).
+QUANTIZABLE = ("BF16", "F16", "F32")
+
+
 def is_shape(value: object) -> bool:
     """Whether `value`, out of JSON, is a list of sizes with a product below 2^63, as safetensors demands."""
     if not isinstance(value, list):

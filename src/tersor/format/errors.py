@@ -97,6 +97,22 @@ class BadTile(FormatError):
     """Stream lengths that do not fill their tile."""
 
 
+class BadParameters(FormatError):
+    """Parameters of a quantised tensor that are missing, unknown or out of range."""
+
+
+class BadOrder(FormatError):
+    """A column order that is no permutation."""
+
+
+class BadOutliers(FormatError):
+    """Outliers that are miscounted, unsorted or outside the matrix."""
+
+
+class BadSteps(FormatError):
+    """Column steps that are not positive finite numbers."""
+
+
 class VerificationError(TersorError):
     """The data is not what it claims to be."""
 

@@ -26,7 +26,9 @@ from dataclasses import dataclass
 from tersor.format.constants import (
     ALIGN,
     CODEC_HUFFMAN,
+    CODEC_INTEGERS,
     CODEC_RAW,
+    CODEC_SPQR,
     MIN_COLS,
     STREAM,
     SYMBOLS,
@@ -36,6 +38,7 @@ from tersor.format.constants import (
 from tersor.format.dtypes import RAW_BYTES
 from tersor.format.errors import UnknownCodec
 from tersor.format.manifest import TensorEntry
+from tersor.format.parameters import SpqrParameters
 
 
 def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
@@ -133,22 +136,46 @@ class StoredTensor:
 # Leaf suffixes of the huffman codec. `_[a-z]+`, so that `weight` gives `weight_book`: frameworks
 # rewrite names that begin with weight_g / weight_v or end in _scale.
 BOOK, OFFSETS, TILES = "_book", "_offsets", "_tiles"
+# Those of the codecs for quantised tensors: spqr's, and what integers add to huffman's.
+CODES, LEVELS, STATS, ORDER = "_codes", "_levels", "_stats", "_order"
+COUNTS, PLACES, DELTAS = "_counts", "_places", "_deltas"
+STEPS = "_steps"
+SUFFIXES = (BOOK, OFFSETS, TILES, CODES, LEVELS, STATS, ORDER, COUNTS, PLACES, DELTAS, STEPS)
 
 
 def stored_tensors(name: str, entry: TensorEntry) -> tuple[StoredTensor, ...]:
     """The arrays stored for the tensor `name` that `entry` describes."""
     if entry.codec == CODEC_RAW:
         return (StoredTensor(name, entry.dtype, entry.shape),)
+    guard = StoredTensor(name, "U8", (0,), optional=True)
+    coded = (
+        StoredTensor(name + BOOK, "U8", (SYMBOLS,)),
+        StoredTensor(name + OFFSETS, "U32", (Grid.of(entry.shape).tiles + 1,)),
+        StoredTensor(name + TILES, "U8", (None,)),
+    )
     if entry.codec == CODEC_HUFFMAN:
-        return (
-            StoredTensor(name, "U8", (0,), optional=True),
-            StoredTensor(name + BOOK, "U8", (SYMBOLS,)),
-            StoredTensor(name + OFFSETS, "U32", (Grid.of(entry.shape).tiles + 1,)),
-            StoredTensor(name + TILES, "U8", (None,)),
-        )
+        return (guard, *coded)
+    if entry.codec == CODEC_INTEGERS:
+        return (guard, *coded, StoredTensor(name + STEPS, "U16", entry.shape[1:]))
+    if entry.codec == CODEC_SPQR and isinstance(entry.parameters, SpqrParameters):
+        return (guard, *_spqr_tensors(name, entry.shape[0], entry.shape[1], entry.parameters))
     raise UnknownCodec(
         f"tensor {name!r}: codec {entry.codec!r} is unknown; is the checkpoint newer than tersor?"
     )
+
+
+def _spqr_tensors(name: str, rows: int, columns: int, p: SpqrParameters) -> list[StoredTensor]:
+    groups, runs = p.groups(columns), p.runs(rows)
+    parts = [StoredTensor(name + CODES, "U8", (rows, row_bytes(columns, p.bits)))]
+    if p.stat_bits:
+        parts.append(StoredTensor(name + LEVELS, "U8", (rows, row_bytes(2 * groups, p.stat_bits))))
+    parts.append(StoredTensor(name + STATS, "U16", (runs, groups, 4 if p.stat_bits else 2)))
+    if p.order:
+        parts.append(StoredTensor(name + ORDER, "U16" if columns <= 1 << 16 else "U32", (columns,)))
+    if p.outliers:
+        parts.append(StoredTensor(name + COUNTS, "U16", (Grid(rows, columns).tiles,)))
+        parts += [StoredTensor(name + part, "U16", (p.outliers,)) for part in (PLACES, DELTAS)]
+    return parts
 
 
 def raw_bytes_per_tile(dtype: str, tile: Tile) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tersor.format.checkpoint import Checkpoint
-from tersor.format.constants import CODEC_HUFFMAN, FORMAT_VERSION, MANIFEST_KEY, QUANT_METHOD
+from tersor.format.constants import CODEC_RAW, FORMAT_VERSION, MANIFEST_KEY, QUANT_METHOD
 from tersor.format.errors import (
     BadManifest,
     ExtraTensor,
@@ -72,7 +72,7 @@ def check_compressed(checkpoint: Checkpoint) -> Compressed:
             stored[name] = extent
             shard_of[name] = shard
     guarded = _check_stored(entries, stored, shard_of, checkpoint)
-    if not guarded and any(entry.codec == CODEC_HUFFMAN for entry in entries.values()):
+    if not guarded and any(entry.codec != CODEC_RAW for entry in entries.values()):
         raise MissingGuard(
             f"{checkpoint.path}: no guard tensor, so software without tersor could load random weights in silence; "
             f"compress the original model again"

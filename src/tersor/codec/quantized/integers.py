@@ -37,9 +37,10 @@ class Integers:
         """There are none."""
         return 0
 
-    def packed(self) -> Packed:
-        """The codes under the huffman codec."""
-        return encode(np.ascontiguousarray(self.codes).reshape(-1).view(np.uint8), SYMBOL_DTYPE, self.shape)
+    def packed(self, book: npt.NDArray[np.uint8] | None = None) -> Packed:
+        """The codes under the huffman codec, with this book or the best one."""
+        symbols = np.ascontiguousarray(self.codes).reshape(-1).view(np.uint8)
+        return encode(symbols, SYMBOL_DTYPE, self.shape, book)
 
     def bits(self) -> Bits:
         """Exact storage: the codes as the lossless codec packs bytes, index included; 16 bits a step."""
