@@ -11,17 +11,40 @@ dtype, so that `.to(torch.float16)` leaves them alone; and `requires_grad=False`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from tersor.format.constants import CODEC_HUFFMAN
+from tersor.format.constants import CODEC_HUFFMAN, CODEC_INTEGERS, CODEC_SPQR
 from tersor.format.errors import UnknownCodec
-from tersor.format.layout import BOOK, OFFSETS, TILES, matrix_shape, stored_tensors
+from tersor.format.layout import (
+    BOOK,
+    CODES,
+    COUNTS,
+    DELTAS,
+    LEVELS,
+    OFFSETS,
+    ORDER,
+    PLACES,
+    STATS,
+    STEPS,
+    TILES,
+    matrix_shape,
+    stored_tensors,
+)
 from tersor.format.manifest import TensorEntry
+from tersor.format.parameters import SpqrParameters
+from tersor.kernels import quantized_ops  # noqa: F401  (defines the operators of quantised tensors)
 from tersor.kernels.ops import torch_dtype  # importing it defines torch.ops.tersor
+
+# The arrays that a codec's operator takes, in its order.
+_ARGUMENTS = {
+    CODEC_HUFFMAN: (TILES, OFFSETS, BOOK),
+    CODEC_INTEGERS: (TILES, OFFSETS, BOOK, STEPS),
+    CODEC_SPQR: (CODES, LEVELS, STATS, ORDER, COUNTS, PLACES, DELTAS),
+}
 
 
 def part_names(name: str, entry: TensorEntry) -> tuple[str, ...]:
@@ -47,7 +70,7 @@ class Stored:
         return cls(name, entry, torch_dtype(entry.dtype))
 
     def __post_init__(self) -> None:
-        if self.entry.codec != CODEC_HUFFMAN:
+        if self.entry.codec not in _ARGUMENTS:
             raise UnknownCodec(f"parameter {self.name!r}: no operator decodes codec {self.entry.codec!r}")
 
     @property
@@ -71,17 +94,25 @@ class Stored:
 
     def device(self, module: nn.Module) -> torch.device:
         """Where the stored arrays are."""
-        return module.get_parameter(self.name + TILES).device
+        return module.get_parameter(part_names(self.name, self.entry)[0]).device
 
     def decode(self, module: nn.Module) -> Tensor:
         """The whole weight."""
-        entry = self.entry
-        weight: Tensor = torch.ops.tersor.huffman_decode(*self._arrays(module), entry.dtype, entry.shape)
-        return weight.to(self.dtype)
+        entry, arrays, p = self.entry, self._arrays(module), self.entry.parameters
+        op: Callable[..., Tensor] = torch.ops.tersor.huffman_decode
+        numbers: tuple[int, ...] = ()
+        if entry.codec == CODEC_INTEGERS:
+            op = torch.ops.tersor.integers_dequantize
+        elif isinstance(p, SpqrParameters):
+            op = torch.ops.tersor.spqr_dequantize
+            numbers = (p.bits, p.group, p.rows, p.stat_bits, p.unit)
+        return op(*arrays, entry.dtype, entry.shape, *numbers).to(self.dtype)
 
     def rows(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Rows of the format's matrix: [n, columns] for int64 `rows` [n]."""
         entry = self.entry
+        if entry.codec != CODEC_HUFFMAN:
+            return self.decode(module).reshape(matrix_shape(self.shape))[rows]
         decoded: Tensor = torch.ops.tersor.huffman_decode_rows(
             *self._arrays(module), entry.dtype, entry.shape, rows
         )
@@ -103,6 +134,7 @@ class Stored:
             del module._parameters[name]
         return weight
 
-    def _arrays(self, module: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+    def _arrays(self, module: nn.Module) -> tuple[Tensor | None, ...]:
+        """The operator's arrays; None for those that this tensor does not have."""
         # by attribute, not from `_parameters`: offloading puts its own tensors there before each forward
-        return tuple(getattr(module, self.name + suffix) for suffix in (TILES, OFFSETS, BOOK))
+        return tuple(getattr(module, self.name + suffix, None) for suffix in _ARGUMENTS[self.entry.codec])

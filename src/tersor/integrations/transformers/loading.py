@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tersor.format.checkpoint import Checkpoint
-from tersor.format.constants import CODEC_HUFFMAN
+from tersor.format.constants import CODEC_RAW
 from tersor.format.errors import MissingTensor, UsageError, WrongShape
 from tersor.format.layout import stored_tensors
 from tersor.format.shard import read_shard
@@ -26,7 +26,7 @@ from tersor.integrations.transformers.surgery import Prepared, owner, parameter_
 from tersor.integrations.transformers.tying import partners, tie_parts, untie
 from tersor.nn import compress
 
-_STORED_DTYPES = {"U8": torch.uint8, "U32": torch.uint32}
+_STORED_DTYPES = {"U8": torch.uint8, "U16": torch.uint16, "U32": torch.uint32}
 
 
 def open_files(files: Sequence[str] | None, config: Mapping[str, Any]) -> Checkpoint:
@@ -45,7 +45,7 @@ def prepare_compressed(
 ) -> Prepared:
     """Prepare `model` for a compressed checkpoint."""
     checkpoint = check_compressed(open_files(files, config))
-    entries = {name: e for name, e in checkpoint.entries.items() if e.codec == CODEC_HUFFMAN}
+    entries = {name: e for name, e in checkpoint.entries.items() if e.codec != CODEC_RAW}
     homes = Homes(model).find(checkpoint.entries)
     _refuse_homeless(model, entries.keys() - homes.keys())
     converters = _stacking({name: home for name, home in homes.items() if name in entries})
@@ -127,7 +127,7 @@ def _tie(
     for partner in partners(model, leaf):
         if partner not in leaves:
             _place(model, partner, name, checkpoint, dtypes)
-        elif checkpoint.entries[leaves[partner]].codec != CODEC_HUFFMAN:
+        elif checkpoint.entries[leaves[partner]].codec == CODEC_RAW:
             untie(model, partner)
     tie_parts(model, leaf, checkpoint.entries[name])
 

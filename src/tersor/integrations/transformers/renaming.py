@@ -14,9 +14,7 @@ from typing import Any
 
 from transformers.core_model_loading import WeightRenaming
 
-from tersor.format.layout import BOOK, OFFSETS, TILES
-
-_SUFFIXES = (BOOK, OFFSETS, TILES)
+from tersor.format.layout import SUFFIXES
 
 
 def with_parts(transforms: Sequence[Any]) -> list[Any]:
@@ -27,7 +25,7 @@ def with_parts(transforms: Sequence[Any]) -> list[Any]:
         result.append(transform)
         if type(transform) is not WeightRenaming or not _names_whole(transform):
             continue
-        for suffix in _SUFFIXES:
+        for suffix in SUFFIXES:
             like = WeightRenaming(
                 [_extended(pattern, suffix) for pattern in transform._original_source_patterns],
                 [_extended(pattern, suffix) for pattern in transform._original_target_patterns],
@@ -41,7 +39,7 @@ def with_parts(transforms: Sequence[Any]) -> list[Any]:
 def _names_whole(transform: Any) -> bool:
     """Whether its patterns end with a letter or digit, and are not for parts themselves."""
     patterns = [*transform._original_source_patterns, *transform._original_target_patterns]
-    return all(re.search(r"[a-zA-Z0-9]\$?$", p) and not p.rstrip("$").endswith(_SUFFIXES) for p in patterns)
+    return all(re.search(r"[a-zA-Z0-9]\$?$", p) and not p.rstrip("$").endswith(SUFFIXES) for p in patterns)
 
 
 def _extended(pattern: str, suffix: str) -> str:
