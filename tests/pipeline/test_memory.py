@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from crafting import file_bytes, gaussian, tree, write_model
-from tersor.pipeline import compress as module
+from tersor.pipeline import writing as module
 from tersor.pipeline.compress import compress
 
 # Prints the resident memory after a small job and at its highest during the large one, in bytes. The budget
@@ -18,7 +18,8 @@ from tersor.pipeline.compress import compress
 PROGRAM = """
 import re, sys
 from tersor.pipeline import compress as module
-module._SPARE_BYTES = 16 << 20
+from tersor.pipeline import writing
+writing._SPARE_BYTES = 16 << 20
 def peak():
     status = open("/proc/self/status").read()  # ru_maxrss would count the process that started this one, too
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) * 1024

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from crafting import Tensor, gaussian, tree, write_model
-from tersor.pipeline import compress as module
+from tersor.pipeline import writing as module
 from tersor.pipeline.compress import compress
 from tersor.pipeline.progress import Progress
 from tersor.pipeline.shard_writer import ShardWriter
@@ -153,6 +153,6 @@ def test_an_output_of_other_room_is_begun_anew(
     """The room kept for the header is part of what a journal stands for."""
     original = module.header_room
     with monkeypatch.context() as patch:
-        patch.setattr(module, "header_room", lambda shard: original(shard) + 8)
+        patch.setattr(module, "header_room", lambda *given: original(*given) + 8)
         assert resume(plain, partial) == 0
     assert tree(partial.with_suffix("")).keys() == whole.keys()

@@ -28,7 +28,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tersor.format.manifest import TensorEntry
+from tersor.format.manifest import TensorEntry, dump_entry, parse_entry
 from tersor.format.shard import Extent, dump_header
 
 Buffers = Iterable[NDArray[np.uint8]]
@@ -170,8 +170,7 @@ def _identity_line(identity: str, room: int) -> bytes:
 
 def _journal_line(name: str, entry: TensorEntry | None, written: list[tuple[str, Extent, int]]) -> bytes:
     parts = [[part, e.dtype, list(e.shape), e.begin, e.end, crc] for part, e, crc in written]
-    fields = [entry.codec, entry.dtype, list(entry.shape), entry.sha256] if entry else None
-    return _sealed({"name": name, "entry": fields, "parts": parts})
+    return _sealed({"name": name, "entry": dump_entry(entry) if entry else None, "parts": parts})
 
 
 def _sealed(record: Mapping[str, Any]) -> bytes:
@@ -185,9 +184,10 @@ def _parse_line(line: bytes) -> tuple[str, TensorEntry | None, list[tuple[str, E
     if line != b"%08x %s\n" % (zlib.crc32(text), text):
         return None
     record: dict[str, Any] = json.loads(text)
-    fields = record["entry"]
-    entry = TensorEntry(fields[0], fields[1], tuple(fields[2]), fields[3]) if fields else None
+    name, entry = record["name"], None
+    if record["entry"]:
+        entry = parse_entry(name, record["entry"], "journal")
     parts = [
         (part, Extent(dtype, tuple(shape), b, e), crc) for part, dtype, shape, b, e, crc in record["parts"]
     ]
-    return record["name"], entry, parts
+    return name, entry, parts
