@@ -44,6 +44,7 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
         "GraniteMoeConfig",
         {"num_local_experts": 4, "num_experts_per_tok": 2},
     ),  # and renamed whole
+    "hrm-text": ("HrmTextConfig", {}),  # projections fused on disk, apart in the model
     "mixtral": ("MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64}),
 }
 Build = Callable[[str], Path]

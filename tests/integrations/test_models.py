@@ -234,6 +234,28 @@ def test_a_convolution(tmp_path: Path) -> None:
     assert torch.equal(model(**inputs).logits, cls.from_pretrained(tmp_path / "plain")(**inputs).logits)
 
 
+def test_weights_that_must_be_computed_from(
+    plain: Build, compressed: Build, ids: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Fused on disk, apart in the model: decoded while loading, which is said, and right in and out."""
+    expected = load(plain("hrm-text"))(ids).logits
+    model = load(compressed("hrm-text"))
+    assert "decoded while loading" in caplog.text
+    assert "gqkv_proj" in caplog.text
+    assert isinstance(model.get_output_embeddings(), CompressedModule)
+    assert any(name.endswith("self_attn.q_proj.weight") for name in plain_matrices(model))
+    assert not any("gqkv" in name for name, _ in model.named_modules())
+    assert torch.equal(model(ids).logits, expected)
+    model.save_pretrained(tmp_path / "again")
+    assert verify(tmp_path / "again", against=plain("hrm-text")).ok
+    assert torch.equal(load(tmp_path / "again")(ids).logits, expected)
+    encoded = load(plain("hrm-text"), quantization_config=TersorConfig())
+    assert torch.equal(encoded(ids).logits, expected)
+    model.dequantize().save_pretrained(tmp_path / "plain")
+    names = load_file(plain("hrm-text") / "model.safetensors").keys()
+    assert load_file(tmp_path / "plain" / "model.safetensors").keys() == names
+
+
 def test_compiling_takes_the_whole_graph(compressed: Build, plain: Build, ids: torch.Tensor) -> None:
     model = load(compressed("llama-tied"))
     compiled = torch.compile(model, backend="eager", fullgraph=True)

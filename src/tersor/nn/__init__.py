@@ -9,11 +9,11 @@ makes `CompressedExperts`.
 
 from tersor.nn.deferred import DeferredWeight, materialize
 from tersor.nn.embedding import CompressedEmbedding
-from tersor.nn.experts import CompressedExperts, ExpertStack, StoredWeight
+from tersor.nn.experts import CompressedExperts, ExpertStack, StoredWeight, remove_leaf
 from tersor.nn.linear import CompressedLinear
 from tersor.nn.module import CompressedModule
 from tersor.nn.stored import Stored
-from tersor.nn.surgery import compress, is_compressed, restore, stack_experts
+from tersor.nn.surgery import add_leaf, compress, is_compressed, restore, stack_experts
 
 __all__ = [
     "CompressedEmbedding",
@@ -24,9 +24,11 @@ __all__ = [
     "ExpertStack",
     "Stored",
     "StoredWeight",
+    "add_leaf",
     "compress",
     "is_compressed",
     "materialize",
+    "remove_leaf",
     "restore",
     "stack_experts",
 ]

@@ -123,14 +123,14 @@ class ExpertStack:
         weight = self.decode(module)
         for index in range(self.shape[0]):
             for projection in self.projections:
-                _remove(module, f"{index}.{projection}")
+                remove_leaf(module, f"{index}.{projection}")
         return weight
 
 
-def _remove(module: nn.Module, path: str) -> None:
-    """Delete the submodule at `path`, and each container above it that this leaves empty."""
+def remove_leaf(module: nn.Module, path: str) -> None:
+    """Delete the submodule at `path`, and each bare container above it that this leaves empty."""
     parent, _, name = path.rpartition(".")
     owner = module.get_submodule(parent)
     del owner._modules[name]
-    if parent and not owner._modules:
-        _remove(module, parent)
+    if parent and type(owner) is nn.Module and not owner._modules and not owner._parameters:
+        remove_leaf(module, parent)

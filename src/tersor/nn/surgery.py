@@ -47,7 +47,7 @@ def stack_experts(module: nn.Module, stacks: Sequence[ExpertStack], leaves: Mapp
     """
     for path, tensor in leaves.items():
         parent, _, leaf = path.rpartition(".")
-        _add(module, parent, StoredWeight(leaf, tensor))
+        add_leaf(module, parent, StoredWeight(leaf, tensor))
     for stack in stacks:
         module._parameters.pop(stack.name, None)
         _become_compressed(module, stack)
@@ -104,7 +104,7 @@ def _become_compressed(module: nn.Module, source: Source) -> None:
     changed.compressed = compressed
 
 
-def _add(module: nn.Module, path: str, leaf: nn.Module) -> None:
+def add_leaf(module: nn.Module, path: str, leaf: nn.Module) -> None:
     """Put `leaf` at `path` below `module`, with empty containers on the way."""
     first, _, rest = path.partition(".")
     if not rest:
@@ -112,4 +112,4 @@ def _add(module: nn.Module, path: str, leaf: nn.Module) -> None:
         return
     if first not in module._modules:
         module.add_module(first, nn.Module())
-    _add(module.get_submodule(first), rest, leaf)
+    add_leaf(module.get_submodule(first), rest, leaf)

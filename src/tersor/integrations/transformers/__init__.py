@@ -11,6 +11,7 @@ Importing this module registers it. Nobody has to: see `tersor.integrations.auto
     renaming.py    ... and each part of a compressed one
     surgery.py     stacks of experts, and what is remembered of a preparation
     loading.py     giving the model's modules their compressed form, before the data comes
+    converting.py  tensors that must be decoded while loading
     encoding.py    compressing tensors as they are loaded
     tying.py       tied weights share one compressed tensor
     saving.py      the state dict and manifest of a checkpoint that keeps FORMAT.md's rules

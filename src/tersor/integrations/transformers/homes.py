@@ -36,12 +36,15 @@ class Home:
     """Where a checkpoint's tensor goes.
 
     parameter: the model's name for it, or that of the parameter a converter makes with it;
-    converter: that converter, if any; path: below the parameter's module, where the tensor
+    converter, pattern: that converter, if any, and which of its patterns matches; renamed: the
+    tensor's own name after renamings alone; path: below the parameter's module, where the tensor
     stays a leaf of its own ("3.up_proj.weight") if the converter is a stack of experts.
     """
 
     parameter: str
     converter: Any = None
+    pattern: str = ""
+    renamed: str = ""
     path: str | None = None
 
     @property
@@ -76,15 +79,20 @@ class Homes:
             return None
         if pattern is None:
             return Home(renamed)
-        converter = self.by_pattern[pattern]
-        return Home(renamed, converter, self._path_of_expert(name, pattern, converter))
+        own = self._own_name(name, renamed)
+        path = None
+        if concatenated(self.by_pattern[pattern]) is not None:
+            match = re.search(rf"\.(\d+\.{re.escape(projection(pattern))})$", own)
+            path = match[1] if match else None
+        return Home(renamed, self.by_pattern[pattern], pattern, own, path)
 
-    def _path_of_expert(self, name: str, pattern: str, converter: Any) -> str | None:
-        if concatenated(converter) is None:
-            return None
-        renamed, _ = rename_source_key(name, self.renamings, [])
-        match = re.search(rf"\.(\d+\.{re.escape(projection(pattern))})$", renamed)
-        return match[1] if match else None
+    def _own_name(self, name: str, parameter: str) -> str:
+        """The name after renamings alone, with or without the base model's prefix as its parameter has it."""
+        own, _ = rename_source_key(name, self.renamings, [])
+        prefix = f"{self.prefix}."
+        if parameter.startswith(prefix) and not own.startswith(prefix):
+            return prefix + own
+        return own if parameter.startswith(prefix) else own.removeprefix(prefix)
 
 
 def concatenated(converter: Any) -> int | None:

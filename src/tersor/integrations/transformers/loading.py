@@ -21,6 +21,7 @@ from tersor.format.errors import MissingTensor, UsageError, WrongShape
 from tersor.format.layout import stored_tensors
 from tersor.format.shard import read_shard
 from tersor.format.validate import Compressed, check_compressed
+from tersor.integrations.transformers.converting import add_leaves, plan
 from tersor.integrations.transformers.homes import Home, Homes
 from tersor.integrations.transformers.surgery import Prepared, owner, parameter_dtypes, stack
 from tersor.integrations.transformers.tying import partners, tie_parts, untie
@@ -48,12 +49,18 @@ def prepare_compressed(
     entries = {name: e for name, e in checkpoint.entries.items() if e.codec != CODEC_RAW}
     homes = Homes(model).find(checkpoint.entries)
     _refuse_homeless(model, entries.keys() - homes.keys())
-    converters = _stacking({name: home for name, home in homes.items() if name in entries})
+    touched = [
+        homes[name].converter for name in entries if name in homes and homes[name].converter is not None
+    ]
+    stacked = {n: h for n, h in homes.items() if h.converter in touched and h.path is not None}
+    converted = {n: h for n, h in homes.items() if h.converter in touched and h.path is None}
+    conversions = plan(converted)
     dtypes = parameter_dtypes(model, dtype)
-    stacked = {name: home for name, home in homes.items() if home.converter in converters}
-    stack(model, stacked, {name: checkpoint.entries[name].shape for name in stacked}, dtypes)
+    shapes = {name: entry.shape for name, entry in checkpoint.entries.items()}
+    stack(model, stacked, shapes, dtypes)
+    add_leaves(model, conversions, shapes)
 
-    leaves = {home.parameter if home.converter is None else home.leaf: name for name, home in homes.items()}
+    leaves = {_leaf(home, name in converted): name for name, home in homes.items()}
     for leaf, name in leaves.items():
         if name in entries:
             _place(model, leaf, name, checkpoint, dtypes)
@@ -61,7 +68,8 @@ def prepare_compressed(
         if name in entries:
             _tie(model, leaf, leaves, checkpoint, dtypes)
     _expect_guards(model, [leaf for leaf, name in leaves.items() if name in entries])
-    return Prepared(tuple(converters), dtypes)
+    replaced = {id(home.converter): home.converter for home in stacked.values()}
+    return Prepared(tuple(replaced.values()), dtypes, conversions=tuple(conversions))
 
 
 def _refuse_homeless(model: Any, names: Iterable[str]) -> None:
@@ -81,19 +89,9 @@ def _refuse_homeless(model: Any, names: Iterable[str]) -> None:
         )
 
 
-def _stacking(homes: Mapping[str, Home]) -> list[Any]:
-    """The converters that make something of these compressed tensors; they must be stacks of experts."""
-    converters: list[Any] = []
-    for name, home in homes.items():
-        if home.converter is not None and home.path is None:
-            operations = ", ".join(type(operation).__name__ for operation in home.converter.operations)
-            raise UsageError(
-                f"tensor {name!r}: Transformers computes {home.parameter!r} from it while loading ({operations}), "
-                f"which tersor cannot do with compressed tensors; `tersor decompress` the checkpoint and load that"
-            )
-        if home.converter is not None and home.converter not in converters:
-            converters.append(home.converter)
-    return converters
+def _leaf(home: Home, converted: bool) -> str:
+    """The parameter that a tensor is read into."""
+    return home.renamed if converted else home.leaf
 
 
 def _place(

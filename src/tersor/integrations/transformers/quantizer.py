@@ -37,10 +37,11 @@ class TersorQuantizer(HfQuantizer):
         return model
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: Any = None) -> list[Any]:
-        """Less the converters that stacks of experts have replaced, more renamings (5.17 passes no model)."""
+        """Less the converters whose work is ours, more renamings (5.17 passes no model)."""
         from tersor.integrations.transformers.renaming import with_parts
 
-        replaced = {(tuple(c.source_patterns), c.scope_prefix) for c in self.prepared.replaced}
+        ours = [*self.prepared.replaced, *(conversion.converter for conversion in self.prepared.conversions)]
+        replaced = {(tuple(c.source_patterns), c.scope_prefix) for c in ours}
         kept = [c for c in weight_conversions if (tuple(c.source_patterns), c.scope_prefix) not in replaced]
         return with_parts(kept)
 
@@ -55,11 +56,13 @@ class TersorQuantizer(HfQuantizer):
         return Encode(self.prepared.dtypes)
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
+        from tersor.integrations.transformers.converting import run
         from tersor.integrations.transformers.parallel import refuse_distributed
         from tersor.integrations.transformers.surgery import cast_plain, refuse_missing
 
         refuse_distributed(model)
         refuse_missing(model)
+        run(model, self.prepared.conversions, self.prepared.dtypes)
         cast_plain(model, self.prepared.dtypes)
         return model
 

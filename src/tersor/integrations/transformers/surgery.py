@@ -19,12 +19,14 @@ class Prepared:
     """What the quantizer must remember of a model's preparation.
 
     replaced: converters whose work stacks of experts do now; dtypes: of the plain model's
-    parameters; to_encode: parameters to compress when they are loaded.
+    parameters; to_encode: parameters to compress when they are loaded;
+    conversions: `converting.Conversion`s to run when all is loaded.
     """
 
     replaced: tuple[Any, ...] = ()
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     to_encode: frozenset[str] = frozenset()
+    conversions: tuple[Any, ...] = ()
 
 
 def owner(model: Any, name: str) -> tuple[torch.nn.Module, str]:
