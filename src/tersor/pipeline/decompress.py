@@ -1,4 +1,7 @@
-"""`tersor decompress`: the original checkpoint back, byte for byte per tensor, hashes checked on the way."""
+"""`tersor decompress`: a plain checkpoint back, byte for byte the original per tensor, hashes checked on the way.
+
+Of tensors that were quantised the original is gone; what comes back are the weights the model computes with.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tersor.codec.proof import strips
-from tersor.codec.stored import read_packed
+from tersor.codec.quantized.dequantize import weight_bytes
+from tersor.codec.quantized.parts import from_parts
+from tersor.codec.stored import read_packed, read_parts
 from tersor.format.checkpoint import open_checkpoint
 from tersor.format.constants import CODEC_HUFFMAN, MANIFEST_KEY
 from tersor.format.errors import HashMismatch
@@ -38,6 +43,7 @@ class DecompressResult:
 
     path: Path
     tensors: int
+    quantized: int
     original_bytes: int
     stored_bytes: int
     seconds: float
@@ -63,7 +69,9 @@ def decompress(model: str | Path, out: str | Path, *, on_progress: OnProgress = 
                 stored += compressed.stored_bytes(name)
                 on_progress(Progress(name, done, total, stored))
         publish(output, source, _config(source.config), entries, total)
-    return DecompressResult(output.final, len(compressed.entries), total, stored, time.monotonic() - started)
+    quantized = sum(entry.parameters is not None for entry in compressed.entries.values())
+    seconds = time.monotonic() - started
+    return DecompressResult(output.final, len(compressed.entries), quantized, total, stored, seconds)
 
 
 def _entries_by_shard(model: Compressed) -> dict[str, dict[str, TensorEntry]]:
@@ -114,6 +122,9 @@ def _pieces(model: Compressed, name: str, entry: TensorEntry) -> Iterator[U8]:
     if entry.codec == CODEC_HUFFMAN:
         for _, _, piece in strips(read_packed(model, name, entry), model.where(name)):
             yield piece
+    elif entry.parameters is not None:
+        parts = read_parts(model, name, entry)
+        yield from weight_bytes(from_parts(entry, parts, model.where(name)))
     else:
         data = model.shard_of[name].read(name)
         for start in range(0, data.size, _STEP_BYTES):

@@ -10,15 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tersor.codec import decode, histogram
-from tersor.codec.stored import read_packed
+from tersor.codec.quantized.integers import Integers
+from tersor.codec.quantized.matrix import Bits
+from tersor.codec.quantized.parts import from_parts
+from tersor.codec.stored import read_packed, read_parts
 from tersor.format.checkpoint import open_checkpoint
 from tersor.format.constants import CODEC_HUFFMAN
 from tersor.format.dtypes import BITS, RAW_BYTES
 from tersor.format.errors import UsageError
-from tersor.format.layout import Grid
+from tersor.format.layout import Grid, stored_tensors
 from tersor.format.manifest import TensorEntry
+from tersor.format.parameters import Parameters
 from tersor.format.validate import Compressed, check_compressed
 from tersor.pipeline.source import local_path
+from tersor.pipeline.stored_form import split_bits
 
 WINDOW = 8  # exponents that a 3-bit code can name
 
@@ -33,6 +38,7 @@ class TensorSummary:
     shape: tuple[int, ...]
     original_bytes: int
     stored_bytes: int
+    bits: Bits | None  # of a quantised tensor, by what they hold
 
     @property
     def bits_per_weight(self) -> float:
@@ -58,6 +64,11 @@ class ModelSummary:
         """Bytes of all tensors now."""
         return sum(t.stored_bytes for t in self.tensors)
 
+    @property
+    def quantized_bits(self) -> Bits:
+        """Of all quantised tensors together."""
+        return sum((t.bits for t in self.tensors if t.bits is not None), Bits(0, 0, 0, 0))
+
 
 @dataclass(frozen=True)
 class TensorReport:
@@ -80,6 +91,18 @@ class TensorReport:
         return self.symbol_entropy_bits + self.raw_bits
 
 
+@dataclass(frozen=True)
+class QuantizedReport:
+    """One quantised tensor, read and measured; bits are per weight."""
+
+    summary: TensorSummary
+    sha256: str
+    parameters: Parameters
+    code_entropy_bits: float  # Shannon entropy of the codes
+    outliers: float  # share of the weights
+    counts: dict[int, int]  # code -> how often it occurs
+
+
 def inspect_model(model: str | Path) -> ModelSummary:
     """What every tensor of the compressed `model` takes; reads headers only."""
     compressed = check_compressed(open_checkpoint(local_path(str(model))))
@@ -89,7 +112,7 @@ def inspect_model(model: str | Path) -> ModelSummary:
     )
 
 
-def inspect_tensor(model: str | Path, name: str) -> TensorReport:
+def inspect_tensor(model: str | Path, name: str) -> TensorReport | QuantizedReport:
     """Decode the tensor `name` of the compressed `model` and measure its code."""
     compressed = check_compressed(open_checkpoint(local_path(str(model))))
     entry = compressed.entries.get(name)
@@ -98,6 +121,8 @@ def inspect_tensor(model: str | Path, name: str) -> TensorReport:
         hint = f"; did you mean {', '.join(close)}?" if close else "; `tersor inspect DIR` lists them"
         raise UsageError(f"{compressed.checkpoint.path}: there is no tensor {name!r}{hint}")
     summary = _summary(compressed, name, entry)
+    if entry.parameters is not None:
+        return _quantized_report(compressed, name, entry, summary)
     if entry.codec != CODEC_HUFFMAN:
         bits = float(BITS[entry.dtype])
         return TensorReport(summary, entry.sha256, 0, {}, {}, 0.0, 0.0, bits, 0.0, 0.0)
@@ -133,4 +158,28 @@ def outside_window(counts: NDArray[np.int64], width: int = WINDOW) -> float:
 
 
 def _summary(model: Compressed, name: str, entry: TensorEntry) -> TensorSummary:
-    return TensorSummary(name, entry.codec, entry.dtype, entry.shape, entry.nbytes, model.stored_bytes(name))
+    bits = None
+    if entry.parameters is not None:
+        parts = [part.name for part in stored_tensors(name, entry)]
+        bits = split_bits(
+            name, entry, {p: model.shard_of[p].tensors[p].nbytes for p in parts if p in model.shard_of}
+        )
+    stored = model.stored_bytes(name)
+    return TensorSummary(name, entry.codec, entry.dtype, entry.shape, entry.nbytes, stored, bits)
+
+
+def _quantized_report(
+    model: Compressed, name: str, entry: TensorEntry, summary: TensorSummary
+) -> QuantizedReport:
+    q = from_parts(entry, read_parts(model, name, entry), model.where(name))
+    shift = 128 if isinstance(q, Integers) else 0
+    counts = np.bincount(q.codes.reshape(-1).astype(np.int64) + shift, minlength=256)
+    assert entry.parameters is not None
+    return QuantizedReport(
+        summary,
+        entry.sha256,
+        entry.parameters,
+        entropy_bits(counts),
+        q.outliers / q.codes.size,
+        {int(code) - shift: int(counts[code]) for code in np.flatnonzero(counts)},
+    )

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tersor.codec.proof import proven_sha256
-from tersor.codec.stored import read_packed
+from tersor.codec.quantized.dequantize import weight_sha256
+from tersor.codec.quantized.parts import proven_matrix
+from tersor.codec.stored import read_packed, read_parts
 from tersor.format.checkpoint import Checkpoint, open_checkpoint
 from tersor.format.constants import CODEC_HUFFMAN
 from tersor.format.errors import FormatError, HashMismatch, VerificationError
@@ -36,11 +38,15 @@ class Failure:
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """The outcome: every tensor was decoded and hashed, `failures` are those that did not hold."""
+    """The outcome: every tensor was decoded and hashed, `failures` are those that did not hold.
+
+    Of `tensors` so many are `quantized`: proven to be what was made then, but not an original's bits.
+    """
 
     path: Path
     against: Path | None
     tensors: int
+    quantized: int
     original_bytes: int
     failures: tuple[Failure, ...]
     seconds: float
@@ -57,8 +63,8 @@ def verify(
     """Prove that the compressed `model` decodes to what its manifest says, and to the model `against`.
 
     Decodes every tensor, compares its SHA-256, and encodes it again to find bits flipped in
-    padding. With `against` every tensor is also compared with the original's bytes, and the two
-    must hold the same names, dtypes and shapes. Raises a FormatError when the headers already
+    padding. With `against` every tensor that is not quantised is also compared with the original's
+    bytes, and the two must hold the same names, dtypes and shapes. Raises a FormatError when the headers already
     break a rule; what is wrong with single tensors is collected in the result.
     """
     started = time.monotonic()
@@ -80,6 +86,7 @@ def verify(
         compressed.checkpoint.path,
         original.path if original is not None else None,
         len(compressed.entries),
+        sum(entry.parameters is not None for entry in compressed.entries.values()),
         total,
         tuple(failures),
         time.monotonic() - started,
@@ -87,8 +94,15 @@ def verify(
 
 
 def verify_tensor(model: Compressed, name: str, entry: TensorEntry, original: Shard | None = None) -> None:
-    """Raise unless tensor `name` decodes to the stated hash, and to the bytes in `original` if given."""
+    """Raise unless tensor `name` decodes to the stated hash, and to the bytes in `original` if given.
+
+    A quantised tensor is not compared with an original's bytes: it was changed on purpose.
+    """
     where = model.where(name)
+    if entry.parameters is not None:
+        found = weight_sha256(proven_matrix(entry, read_parts(model, name, entry), where))
+        _compare_hash(found, entry, where)
+        return
     data = original.read(name) if original is not None else None
     if entry.codec == CODEC_HUFFMAN:
         packed = read_packed(model, name, entry)
@@ -106,6 +120,10 @@ def verify_tensor(model: Compressed, name: str, entry: TensorEntry, original: Sh
         if data is not None and not np.array_equal(stored, data):
             raise HashMismatch(f"{where}: is not bit for bit the original's")
         sha256 = hashlib.sha256(stored.data).hexdigest()
+    _compare_hash(sha256, entry, where)
+
+
+def _compare_hash(sha256: str, entry: TensorEntry, where: str) -> None:
     if sha256 != entry.sha256:
         raise HashMismatch(
             f"{where}: decodes to SHA-256 {sha256[:16]}…, the manifest says {entry.sha256[:16]}…; the file is damaged, "

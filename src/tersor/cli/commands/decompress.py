@@ -26,7 +26,8 @@ def command(
     """Give the original checkpoint back, byte for byte per tensor.
 
     Names, dtypes, shapes and bytes are the original's, checked against their SHA-256 on the way; any software that
-    read the original reads this. Resumes like compress.
+    read the original reads this. Resumes like compress. Of quantised tensors the original is gone: they come back as
+    the weights the compressed model computes with, and the last line says how many they are.
     """
     from tersor.pipeline.decompress import decompress
 
@@ -39,3 +40,8 @@ def command(
         f"[bold]{name(result.path)}[/]: {size(result.stored_bytes)} → {size(result.original_bytes)}, "
         f"{result.tensors} tensors, every SHA-256 as stated ({seconds(result.seconds)})"
     )
+    if result.quantized:
+        out.print(
+            f"{result.quantized} tensors were quantised: here they are what the compressed model computes with, not "
+            f"the original's bits"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -9,7 +10,8 @@ from rich.table import Table
 
 from tersor.cli.commands.options import AsJson, Compressed
 from tersor.cli.render import name, out, print_json, size
-from tersor.pipeline.inspect import ModelSummary, TensorReport, inspect_model, inspect_tensor
+from tersor.codec.quantized.matrix import Bits
+from tersor.pipeline.inspect import ModelSummary, QuantizedReport, TensorReport, inspect_model, inspect_tensor
 
 EPILOG = """
 **Examples**
@@ -30,14 +32,20 @@ def command(
     """Show what is stored: every tensor's codec and bits per weight, or the code of one tensor.
 
     Without TENSOR only headers are read. With it the tensor is decoded: entropy of its exponents, code lengths, what
-    index and padding cost, and how many weights lie outside a window of 8 exponents.
+    index and padding cost, and how many weights lie outside a window of 8 exponents. Of quantised tensors the bits
+    are split into codes, statistics (scales, zeros, steps, column order) and outliers.
     """
     if tensor is None:
         summary = inspect_model(model)
         print_json(summary) if as_json else _show_model(summary)
     else:
         report = inspect_tensor(model, tensor)
-        print_json(report) if as_json else _show_tensor(report)
+        if as_json:
+            print_json(report)
+        elif isinstance(report, QuantizedReport):
+            _show_quantized(report)
+        else:
+            _show_tensor(report)
 
 
 def _show_model(summary: ModelSummary) -> None:
@@ -57,6 +65,39 @@ def _show_model(summary: ModelSummary) -> None:
         f"[bold]{name(summary.path)}[/]: {len(summary.tensors)} tensors, {size(summary.original_bytes)} → "
         f"{size(summary.stored_bytes)} ({100 * ratio:.2f} %)"
     )
+    bits = summary.quantized_bits
+    if bits.weights:
+        count = sum(t.bits is not None for t in summary.tensors)
+        out.print(f"{count} tensors quantised, {bits.weights:,} weights at {split(bits)}")
+
+
+def split(bits: Bits) -> str:
+    """Bits per weight by what they hold."""
+    codes, statistics, outliers = (n / bits.weights for n in (bits.codes, bits.statistics, bits.outliers))
+    return f"{bits.per_weight:.3f} bits = {codes:.3f} codes + {statistics:.3f} statistics + {outliers:.3f} outliers"
+
+
+def _show_quantized(r: QuantizedReport) -> None:
+    s = r.summary
+    assert s.bits is not None
+    out.print(f"[bold]{name(s.name)}[/]  {s.dtype} {' x '.join(map(str, s.shape))}, codec {s.codec}")
+    out.print(f"sha256 of the weights it gives  {r.sha256}")
+    out.print(f"{split(s.bits)} per weight")
+    told = {key: value for key, value in asdict(r.parameters).items() if key != "stored"}
+    if told:
+        out.print(", ".join(f"{key} {value}" for key, value in told.items()))
+    out.print(
+        f"entropy of the codes {r.code_entropy_bits:.4f} bits; {100 * r.outliers:.3f} % of the weights are outliers"
+    )
+    table = Table(box=None, pad_edge=False)
+    for title in ("code", "count", "share"):
+        table.add_column(title, justify="right")
+    table.add_column("")
+    total = sum(r.counts.values())
+    for code, count in sorted(r.counts.items()):
+        share = count / total
+        table.add_row(str(code), f"{count:,}", f"{100 * share:.3f} %", "█" * round(80 * share))
+    out.print(table)
 
 
 def _show_tensor(r: TensorReport) -> None:
