@@ -234,6 +234,29 @@ def test_a_convolution(tmp_path: Path) -> None:
     assert torch.equal(model(**inputs).logits, cls.from_pretrained(tmp_path / "plain")(**inputs).logits)
 
 
+def test_a_parameter_of_no_layer(tmp_path: Path) -> None:
+    """ViT: position embeddings are a 3-D parameter of a module with children."""
+    config = transformers.ViTConfig(
+        hidden_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=128,
+        image_size=128,
+        patch_size=8,
+    )
+    torch.manual_seed(0)
+    transformers.ViTModel(config).bfloat16().save_pretrained(tmp_path / "plain")
+    compress(tmp_path / "plain", tmp_path / "compressed")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "compressed")
+    assert is_compressed(model.embeddings, "position_embeddings")
+    assert type(model.embeddings).__name__ == "ViTEmbeddings"
+    pixels = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(1)).bfloat16()
+    expected = transformers.AutoModel.from_pretrained(tmp_path / "plain")(pixels).last_hidden_state
+    assert torch.equal(model(pixels).last_hidden_state, expected)
+    model.save_pretrained(tmp_path / "again")
+    assert verify(tmp_path / "again", against=tmp_path / "plain").ok
+
+
 def test_weights_that_must_be_computed_from(
     plain: Build, compressed: Build, ids: torch.Tensor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

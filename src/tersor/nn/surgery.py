@@ -84,7 +84,8 @@ def compressed_class(plain: Any, names: tuple[str, ...], stacked: bool = False) 
             bases = (plain, own)  # own.forward takes the place of its plain_class.forward, below T's
     attributes: dict[str, Any] = {name: CompressedParameter(name) for name in names}
     attributes |= {"plain_class": plain, "__module__": plain.__module__, "__doc__": plain.__doc__}
-    return type(f"Compressed{plain.__name__}", bases, attributes)
+    # T's own name: libraries match modules by it (layers not to split, architectures to save)
+    return type(plain.__name__, bases, attributes)
 
 
 def blank(plain: Any, names: tuple[str, ...], stacked: bool) -> CompressedModule:

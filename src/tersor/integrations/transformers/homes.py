@@ -9,7 +9,7 @@ architecture is named in our code.
 Compressed tensors follow renamings. Of the converters one shape is understood, by its
 structure: merge a list of modules along a new first dimension, then perhaps concatenate
 projections. Its parameter is assembled from parts that stay as they are on disk
-(`tersor.nn.experts`). Any other computation would need the decoded values at loading time.
+(`tersor.nn.experts`). Any other needs the decoded values when loading (`converting.py`).
 """
 
 from __future__ import annotations

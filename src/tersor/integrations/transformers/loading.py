@@ -49,11 +49,9 @@ def prepare_compressed(
     entries = {name: e for name, e in checkpoint.entries.items() if e.codec != CODEC_RAW}
     homes = Homes(model).find(checkpoint.entries)
     _refuse_homeless(model, entries.keys() - homes.keys())
-    touched = [
-        homes[name].converter for name in entries if name in homes and homes[name].converter is not None
-    ]
-    stacked = {n: h for n, h in homes.items() if h.converter in touched and h.path is not None}
-    converted = {n: h for n, h in homes.items() if h.converter in touched and h.path is None}
+    touched = {id(homes[name].converter) for name in entries if name in homes} - {id(None)}
+    stacked = {n: h for n, h in homes.items() if id(h.converter) in touched and h.path is not None}
+    converted = {n: h for n, h in homes.items() if id(h.converter) in touched and h.path is None}
     conversions = plan(converted)
     dtypes = parameter_dtypes(model, dtype)
     shapes = {name: entry.shape for name, entry in checkpoint.entries.items()}
@@ -121,13 +119,14 @@ def _tie(
     dtypes: Mapping[str, torch.dtype],
 ) -> None:
     """Make the parameters tied to the compressed `leaf` compressed too; leaves: parameter -> tensor's name."""
-    name = leaves[leaf]
-    for partner in partners(model, leaf):
+    name, others = leaves[leaf], partners(model, leaf)
+    for partner in others:
         if partner not in leaves:
             _place(model, partner, name, checkpoint, dtypes)
         elif checkpoint.entries[leaves[partner]].codec == CODEC_RAW:
             untie(model, partner)
-    tie_parts(model, leaf, checkpoint.entries[name])
+    if others:
+        tie_parts(model, leaf, checkpoint.entries[name])
 
 
 def _expect_guards(model: Any, leaves: Iterable[str]) -> None:

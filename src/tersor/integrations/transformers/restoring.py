@@ -22,7 +22,7 @@ def restore_model(model: Any, converters: Sequence[Any], dtype: torch.dtype | No
             f"offloading to dequantize it, or `tersor decompress` the checkpoint"
         )
     part_of = {
-        f"{path}.{part_names(source.name, source.entry)[0]}": f"{path}.{source.name}"
+        f"{path}.{part_names(source.name, source.entry)[0]}".lstrip("."): f"{path}.{source.name}".lstrip(".")
         for path, module in compressed
         for source in module.compressed.values()
         if isinstance(source, Stored)

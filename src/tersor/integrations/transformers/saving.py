@@ -49,10 +49,10 @@ def state_dict_and_metadata(model: Any) -> tuple[dict[str, torch.Tensor], dict[s
     for path, module in model.named_modules():
         for source in module.compressed.values() if isinstance(module, CompressedModule) else ():
             if isinstance(source, Stored):
-                name, names = f"{path}.{source.name}", part_names(source.name, source.entry)
-                if f"{path}.{names[0]}" in state:
-                    stored[name] = source.entry
-                    parts |= {f"{path}.{part}" for part in names}
+                prefix, names = f"{path}." if path else "", part_names(source.name, source.entry)
+                if prefix + names[0] in state:  # and not tied to one that is
+                    stored[prefix + source.name] = source.entry
+                    parts |= {prefix + name for name in names}
     # storage of its own for each: Transformers takes tensors at one address for tied ones
     guards = {name: torch.empty(1, dtype=torch.uint8)[:0] for name in stored}
     entries = {on_disk: stored[name] for on_disk, name in _names_on_disk(model, guards).items()}
