@@ -92,6 +92,10 @@ def test_damage_is_named() -> None:
         proven_sha256(dataclasses.replace(packed, book=np.ones(256, np.uint8)), "layer")
     with pytest.raises(BadOffsets, match="layer: "):
         proven_sha256(dataclasses.replace(packed, offsets=packed.offsets[::-1].copy()), "layer")
+    flat = packed.offsets.copy()
+    flat[2] = flat[1]  # a tile of no bytes
+    with pytest.raises(BadOffsets, match="layer: "):
+        proven_sha256(dataclasses.replace(packed, offsets=flat), "layer")
     with pytest.raises(BadOffsets, match="layer: "):
         proven_sha256(dataclasses.replace(packed, tiles=packed.tiles[:-16]), "layer")
     tail = packed.tiles.copy()
