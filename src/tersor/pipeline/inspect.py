@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tersor.codec import decode, histogram
 from tersor.codec.quantized.integers import Integers
-from tersor.codec.quantized.matrix import Bits
+from tersor.codec.quantized.matrix import Bits as Bits  # the command line takes it from here
 from tersor.codec.quantized.parts import from_parts
 from tersor.codec.stored import read_packed, read_parts
 from tersor.format.checkpoint import open_checkpoint

@@ -10,8 +10,14 @@ from rich.table import Table
 
 from tersor.cli.commands.options import AsJson, Compressed
 from tersor.cli.render import name, out, print_json, size
-from tersor.codec.quantized.matrix import Bits
-from tersor.pipeline.inspect import ModelSummary, QuantizedReport, TensorReport, inspect_model, inspect_tensor
+from tersor.pipeline.inspect import (
+    Bits,
+    ModelSummary,
+    QuantizedReport,
+    TensorReport,
+    inspect_model,
+    inspect_tensor,
+)
 
 EPILOG = """
 **Examples**
