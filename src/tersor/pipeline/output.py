@@ -21,6 +21,7 @@ from typing import IO, Any
 from tersor.format.errors import Interrupted, OutputExists, UsageError
 
 JOB_FILE = ".tersor-job.json"
+_SCRATCH = ".tersor-scratch"
 
 
 def partial_of(final: Path) -> Path:
@@ -39,6 +40,7 @@ class Output:
         self.identity = json.dumps(job, sort_keys=True)
         if final.exists() and not (final.is_dir() and not any(final.iterdir())):
             if (final / JOB_FILE).exists():  # the job was killed after its very last step but one
+                shutil.rmtree(final / _SCRATCH, ignore_errors=True)
                 (final / JOB_FILE).unlink(missing_ok=True)
             raise OutputExists(
                 f"{final}: exists already and is never overwritten; delete it or choose another name"
@@ -53,6 +55,11 @@ class Output:
                 f"{self.partial}: cannot be written ({error.strerror}); choose another output"
             ) from error
 
+    @property
+    def scratch(self) -> Path:
+        """A folder for what a job keeps until its output appears; not there before the job makes it."""
+        return self.partial / _SCRATCH
+
     def finish_directory(
         self, config: Mapping[str, Any], index: Mapping[str, Any] | None, index_name: str
     ) -> None:
@@ -62,6 +69,7 @@ class Output:
         _write_json(self.partial / "config.json", config)
         _sync_directory(self.partial)
         self.partial.rename(self.final)
+        shutil.rmtree(self.final / _SCRATCH, ignore_errors=True)
         # Only now: without its job file a partial directory could be taken up by another job.
         (self.final / JOB_FILE).unlink()
         _sync_directory(self.final.parent)

@@ -12,8 +12,10 @@ from tersor.format.errors import UsageError
 from tersor.pipeline.output import Output, partial_of
 
 
-def open_output(kind: str, source: Checkpoint, final: Path) -> Output:
-    """The output for rewriting `source` to `final`; a job is known by its kind and its input files."""
+def open_output(
+    kind: str, source: Checkpoint, final: Path, options: Mapping[str, Any] | None = None
+) -> Output:
+    """The output for rewriting `source` to `final`; a job is known by its kind, its input files and its options."""
     if source.is_file and final.suffix != ".safetensors":
         raise UsageError(f"{final}: a single file becomes a single file; give it a name in .safetensors")
     origin, partial = source.path.resolve(), partial_of(final).resolve()
@@ -30,7 +32,7 @@ def open_output(kind: str, source: Checkpoint, final: Path) -> Output:
         "source": str(source.path.resolve()),
         "shards": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
     }
-    return Output(final, job)
+    return Output(final, {**job, "options": options} if options else job)
 
 
 def publish(

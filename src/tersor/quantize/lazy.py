@@ -44,6 +44,10 @@ class Lazy:
             tensor: Tensor = file.get_tensor(found)
         return tensor
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return self._find(name) is not None
+
     def _find(self, name: str) -> str | None:
         if name in self._files:
             return name
@@ -63,11 +67,11 @@ class Lazy:
         block.to("meta")
 
 
-def open_lazily(directory: str | Path) -> tuple[Any, Lazy]:
+def open_lazily(directory: str | Path, dtype: torch.dtype | None = None) -> tuple[Any, Lazy]:
     """A causal language model whose blocks have no storage yet, and what gives it to them.
 
-    Raises `MissingDependency` without transformers and accelerate, and `UsageError` for checkpoints whose
-    names are not the model's.
+    `dtype` is what to hold the weights in; by default the model's own. Raises `MissingDependency` without
+    transformers and accelerate, and `UsageError` for checkpoints whose names are not the model's.
     """
     try:
         from accelerate import init_empty_weights
@@ -80,7 +84,7 @@ def open_lazily(directory: str | Path) -> tuple[Any, Lazy]:
     config = AutoConfig.from_pretrained(directory)
     with init_empty_weights(include_buffers=False):  # rotary tables are computed, not stored
         build: Any = AutoModelForCausalLM.from_config  # untyped there
-        model = build(config, dtype=getattr(config, "dtype", None))
+        model = build(config, dtype=dtype or getattr(config, "dtype", None))
     model.tie_weights()
     inside = tuple(stack.name + "." for stack in find_stacks(model))
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())

@@ -55,6 +55,10 @@ class Store:
         values |= json.loads(header["plain"])
         return Integers(**values) if header["kind"] == Integers.__name__ else Quantized(**values)
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a finished matrix of this name."""
+        return self._path(name).exists()
+
     def _path(self, name: str) -> Path:
         # tensor names may be longer than file names and differ only in case
         return self.folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.safetensors"
