@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from tersor.cli.amounts import parse_bytes, parse_tokens
 from tersor.cli.commands.options import AsJson, Model
 from tersor.cli.render import name, out, print_json, size
-from tersor.format.errors import UsageError
 from tersor.pipeline.plan import Plan, plan
 
 EPILOG = """
@@ -35,25 +34,13 @@ def command(
 
     Nothing but headers is read, also on the Hub. Sizes marked ~ are estimates from measured models; compress to know.
     """
-    result = plan(model, gpu_bytes=_parse_bytes(gpu), context=_parse_tokens(context), revision=revision)
+    result = plan(
+        model,
+        gpu_bytes=parse_bytes(gpu, "--gpu") if gpu else None,
+        context=parse_tokens(context, "--context"),
+        revision=revision,
+    )
     print_json(result) if as_json else _show(result)
-
-
-def _parse_bytes(text: str | None) -> int | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(G|GB|GIB|M|MB|MIB)?", text.strip().upper())
-    if not match:
-        raise UsageError(f"--gpu {text}: give a size such as 24GB or 80GiB")
-    scale = {"G": 10**9, "GB": 10**9, "GIB": 2**30, "M": 10**6, "MB": 10**6, "MIB": 2**20}
-    return int(float(match[1]) * scale[match[2] or "GB"])
-
-
-def _parse_tokens(text: str) -> int:
-    match = re.fullmatch(r"(\d+)\s*(k?)", text.strip().lower())
-    if not match:
-        raise UsageError(f"--context {text}: give tokens such as 8192 or 32k")
-    return int(match[1]) * (1024 if match[2] else 1)
 
 
 def _show(result: Plan) -> None:
