@@ -30,37 +30,22 @@ SHAPES = [
     (57344, 8192),
     (8192, 28672),
 ]
-SHAPES_OF_BLOCK = [
-    (16, 2, 1),
-    (20, 2, 1),
-    (8, 2, 2),
-    (10, 2, 2),
-    (12, 2, 2),
-    (8, 3, 2),
-    (6, 2, 3),
-    (8, 2, 3),
-    (4, 2, 5),
-]
+SHAPES_OF_BLOCK = [(16, 2, 1), (20, 2, 1), (8, 2, 2), (10, 2, 2), (8, 2, 3), (4, 2, 5), (14, 2, 1), (6, 2, 2)]
 VARIANTS = {
     1: [Variant(1, *b) for b in SHAPES_OF_BLOCK],
     8: [Variant(8, *b) for b in SHAPES_OF_BLOCK]
-    + [Variant(8, 12, 2, 1, 4), Variant(8, 16, 2, 1, 4), Variant(8, 8, 2, 2, 2), Variant(8, 12, 2, 1, 8)],
+    + [Variant(8, 16, 2, 1, 4), Variant(8, 8, 2, 2, 2), Variant(8, 20, 2, 1, 4, 1)],
     16: [
-        Variant(16, 12, 2, 1, 2),
-        Variant(16, 16, 2, 1, 2),
-        Variant(16, 8, 2, 2, 1),
-        Variant(16, 12, 2, 1, 4),
-        Variant(16, 8, 2, 2),
+        Variant(16, 16, 2, 1, 2), Variant(16, 8, 2, 2, 1), Variant(16, 20, 2, 1, 2, 1), Variant(16, 10, 2, 2, 1, 1),
+        Variant(16, 16, 2, 1, 3, 1),
     ],
     32: [
-        Variant(32, 8, 3, 1, 1),
-        Variant(32, 10, 3, 1, 1),
-        Variant(32, 12, 2, 1, 1),
-        Variant(32, 8, 2, 1, 2),
+        Variant(32, 12, 2, 1, 1), Variant(32, 16, 2, 1, 1, 1), Variant(32, 14, 2, 1, 1, 1),
+        Variant(32, 12, 3, 1, 1, 1),
     ],
-}
+}  # fmt: skip
 CHECKED = [Variant(1, 8, 2, 2), Variant(4, 8, 2, 2), Variant(8, 8, 2, 2), Variant(8, 12, 2, 1, 4), Variant(16, 12, 2, 1, 2),
-           Variant(16, 8, 2, 2), Variant(32, 12, 2, 1, 1), Variant(32, 8, 2, 1, 2)]  # fmt: skip
+           Variant(16, 8, 2, 2), Variant(32, 12, 2, 1, 1), Variant(32, 16, 2, 1, 1, 1)]  # fmt: skip
 
 
 def matrices(rows: int, cols: int) -> dict[str, torch.Tensor]:

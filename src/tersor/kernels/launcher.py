@@ -125,6 +125,17 @@ def _pack(arguments: tuple[torch.Tensor | int | None, ...]) -> tuple[tuple[Any, 
     return tuple(values), tuple(types)
 
 
+@cache
+def shared_limit(device: torch.device) -> int:
+    """Bytes of shared memory that a block may have on the device: 99 KB on small GPUs, 227 KB on large ones."""
+    driver = _driver()
+    attribute = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    index = device.index if device.index is not None else torch.cuda.current_device()
+    return int(
+        _check(driver.cuDeviceGetAttribute(attribute, index), f"asking {device} for its shared memory")
+    )
+
+
 def multiprocessors(device: torch.device) -> int:
     """How many multiprocessors the device has."""
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -32,7 +32,7 @@ def warm_up(device: torch.device) -> None:
 
 def capture(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
     """The calls, one after another, as one CUDA graph; each is called once before (loading, allocation)."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for call in calls:
@@ -45,13 +45,18 @@ def capture(calls: Sequence[Callable[[], object]]) -> torch.cuda.CUDAGraph:
     return graph
 
 
+def event() -> torch.cuda.Event:
+    """A moment on the GPU that can be timed."""
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
 def seconds(*rivals: Sequence[Callable[[], object]], replays: int = REPLAYS) -> list[float]:
     """Median seconds per call of each rival; a rival is its calls over rotating copies."""
     graphs = [capture(calls) for calls in rivals]
     times: list[list[float]] = [[] for _ in rivals]
     for replay in range(-2, replays):
         for graph, own, calls in zip(graphs, times, rivals, strict=True):
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            begin, end = event(), event()
             begin.record()
             graph.replay()
             end.record()

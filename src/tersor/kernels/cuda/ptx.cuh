@@ -19,6 +19,13 @@ __device__ __forceinline__ void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+// Eight bytes that are read once and that no one writes during the kernel: L1 is for others.
+__device__ __forceinline__ uint2 load_stream_8(const uint2* p) {
+    uint2 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+}
+
 // d += A B: A 16 x 16 (registers r = 0..3 as in window/layout.py), B 16 x 8, bfloat16 in, float32 out.
 __device__ __forceinline__ void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm volatile(

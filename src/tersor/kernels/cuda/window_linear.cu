@@ -8,8 +8,8 @@
 //                     cores, leave 16 x TOKENS sums in `sums`, go on
 //   1 warp            per 8 tokens: adds the segments up in their fixed order and writes
 //
-// The two meet once a round through `sums`, which is double: consumers run up to a round ahead, and the
-// stream from memory never stops at the end of a strip.
+// The two meet once a round through `sums`, which is double (BUFFERS = 2) where there is room: consumers run up to
+// a round ahead, and the stream from memory never stops at the end of a strip.
 //
 // The text is compiled for the number of input features and for 1, 2, 4, 8, 16, 24 or 32 tokens (TOKENS), so that
 // addresses of activations are one register and a constant.
@@ -38,7 +38,7 @@ constexpr int SLOT_BYTES = 2 * WARP * 16;           // a record of up to 244 exc
 constexpr int SUM_PITCH = STRIP + 1;                // floats; keeps tokens in different banks
 constexpr int SUM = TOKENS * SUM_PITCH;             // floats of one segment
 [[maybe_unused]] constexpr int READY = 1;           // named barriers: the slice of x is in place,
-constexpr int FULL = 2, EMPTY = 4;                  // + 0 or 1 by the round's parity
+constexpr int FULL = 2, EMPTY = 4;                  // + 0 or 1: which of the buffers
 
 // Where in its share of the matrix a warp is. Spans are counted within blockIdx.y's columns.
 struct Position {
@@ -110,35 +110,43 @@ struct Record {
     }
 };
 
-// Add the exceptions of a segment, from column `first` on, to its sums for the tokens of one tile. Two lanes share
+// Add the exceptions of a segment, from column `first` on, to its sums for the tokens of TOGETHER tiles. Two lanes share
 // a row: lane = 2 row + j takes every second exception, two at a time so that their loads overlap.
+constexpr int TOGETHER = TILES % 2 ? 1 : 2;
+
 __device__ __forceinline__ void add_exceptions(float* sums, const RowExceptions& row, int lane, const Activations& x,
                                                int tile, int first) {
-    constexpr int KEPT = TILE > 1 ? TILE / 2 : 1;  // tokens whose sum a lane ends up with
+    constexpr int KEPT = TILE > 1 ? TILE / 2 : 1;  // tokens of a tile whose sum a lane ends up with
     const int j = lane % 2;
     const float filler = row_filler(row.base);
-    float sum[TILE] = {};
+    float sum[TOGETHER][TILE] = {};
 #pragma unroll 1
     for (int e = row.begin + j; e < row.end; e += 4) {
         const bool two = e + 2 < row.end;
         const u32 a = row.entries[e], b = row.entries[two ? e + 2 : e];
-        const TokenValues p = x.column(tile, first + exception_column(a));
-        const TokenValues q = x.column(tile, first + exception_column(b));
+        const int c = first + exception_column(a), d = first + exception_column(b);
         const float v = exception_value(a) - filler, w = exception_value(b) - filler;
+        TokenValues p[TOGETHER], q[TOGETHER];
 #pragma unroll
-        for (int k = 0; k < TILE; k++) {
-            sum[k] += v * p[k];
-            if (two) sum[k] += w * q[k];
+        for (int n = 0; n < TOGETHER; n++) p[n] = x.column(tile + n, c), q[n] = x.column(tile + n, d);
+#pragma unroll
+        for (int n = 0; n < TOGETHER; n++)
+#pragma unroll
+            for (int k = 0; k < TILE; k++) {
+                sum[n][k] += v * p[n][k];
+                if (two) sum[n][k] += w * q[n][k];
+            }
+    }
+    float* out = sums + (tile * 8 + KEPT * j) * SUM_PITCH + lane / 2;
+#pragma unroll
+    for (int n = 0; n < TOGETHER; n++)
+#pragma unroll
+        for (int k = 0; k < KEPT; k++) {  // lane j keeps tokens KEPT j + k
+            const int other = TILE > 1 ? k + KEPT : k;
+            const float kept = j ? sum[n][other] : sum[n][k], sent = j ? sum[n][k] : sum[n][other];
+            const float both = kept + __shfl_xor_sync(ALL_LANES, sent, 1);
+            if (TILE > 1 || j == 0) out[(n * 8 + k) * SUM_PITCH] += both;
         }
-    }
-    float* out = sums + lane / 2 + KEPT * j * SUM_PITCH;
-#pragma unroll
-    for (int k = 0; k < KEPT; k++) {  // lane j keeps tokens KEPT j + k
-        const int other = TILE > 1 ? k + KEPT : k;
-        const float kept = j ? sum[other] : sum[k], sent = j ? sum[k] : sum[other];
-        const float both = kept + __shfl_xor_sync(ALL_LANES, sent, 1);
-        if (TILE > 1 || j == 0) out[k * SUM_PITCH] += both;
-    }
 }
 
 __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots, float* sums) {
@@ -186,8 +194,8 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
             }
             x.advance();
         }
-        if (round >= 2) barrier_sync(EMPTY + round % 2, THREADS);
-        float* own = sums + (round % 2 * CONSUMERS + warp) * SUM;
+        if (round >= BUFFERS) barrier_sync(EMPTY + round % BUFFERS, THREADS);
+        float* own = sums + (round % BUFFERS * CONSUMERS + warp) * SUM;
         if (blocks > 0) {
             const float low = row_scale(record[BASES_AT + g]), high = row_scale(record[BASES_AT + g + 8]);
             float* out = own + 2 * t * SUM_PITCH + g;
@@ -205,12 +213,12 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
             __syncwarp();
             const RowExceptions row(record, lane / 2);
 #pragma unroll 1
-            for (int n = 0; n < TILES && n * 8 < p.tokens; n++)
-                add_exceptions(own + n * 8 * SUM_PITCH, row, lane, p.x, n, first * BLOCK_COLS);
+            for (int n = 0; n < TILES && n * 8 < p.tokens; n += TOGETHER)
+                add_exceptions(own, row, lane, p.x, n, first * BLOCK_COLS);
         } else {
             for (int i = lane; i < SUM; i += WARP) own[i] = 0;
         }
-        barrier_arrive(FULL + round % 2, THREADS);
+        barrier_arrive(FULL + round % BUFFERS, THREADS);
     }
 }
 
@@ -234,8 +242,8 @@ __device__ __forceinline__ void finish(const Problem& p, const Output& out, cons
     barrier_sync(READY, THREADS);
 #endif
     for (int round = 0; round < p.rounds; round++) {
-        barrier_sync(FULL + round % 2, THREADS);
-        const float* in = sums + round % 2 * CONSUMERS * SUM + min(token, TOKENS - OWN) * SUM_PITCH + row;
+        barrier_sync(FULL + round % BUFFERS, THREADS);
+        const float* in = sums + round % BUFFERS * CONSUMERS * SUM + min(token, TOKENS - OWN) * SUM_PITCH + row;
 #pragma unroll 1
         for (int s = 0; s < SPANS && place.strip < p.strips; s++, in += SPAN_SEGMENTS * SUM) {
             const int r = place.strip * STRIP + row;
@@ -258,7 +266,7 @@ __device__ __forceinline__ void finish(const Problem& p, const Output& out, cons
             }
             place.advance(1, p.spans);
         }
-        if (round + 2 < p.rounds) barrier_arrive(EMPTY + round % 2, THREADS);
+        if (round + BUFFERS < p.rounds) barrier_arrive(EMPTY + round % BUFFERS, THREADS);
     }
 }
 
@@ -273,7 +281,7 @@ window_linear(const u8* __restrict__ weights,   // blocks of the `fast` layout
     extern __shared__ __align__(128) u8 shared[];
     constexpr int row_blocks = X_PITCH / BLOCK_COLS;
     u8* slots = shared + CONSUMERS * STAGES * STAGE_BYTES;
-    float* sums = (float*)(slots + CONSUMERS * SLOT_BYTES);  // [2][CONSUMERS][TOKENS][SUM_PITCH]
+    float* sums = (float*)(slots + CONSUMERS * SLOT_BYTES);  // [BUFFERS][CONSUMERS][TOKENS][SUM_PITCH]
     const int first_span = SLICE * blockIdx.y, first_block = first_span * SPAN_BLOCKS;
     Problem p;
     p.weights = weights + (long long)first_block * BLOCK_BYTES;
@@ -286,7 +294,7 @@ window_linear(const u8* __restrict__ weights,   // blocks of the `fast` layout
     p.blocks = SLICE ? min(row_blocks - first_block, SLICE * SPAN_BLOCKS) : row_blocks;
     p.spans = ceil_div(p.blocks, SPAN_BLOCKS);
     p.rounds = ceil_div(ceil_div(p.strips - (int)blockIdx.x, gridDim.x) * p.spans, SPANS);
-    u8* slice = (u8*)(sums + 2 * CONSUMERS * SUM);
+    u8* slice = (u8*)(sums + BUFFERS * CONSUMERS * SUM);
     p.x = Activations{x + first_span * SPAN_COLS, slice};
     if (threadIdx.x < CONSUMERS * WARP)
         consume(p, shared, slots, sums);

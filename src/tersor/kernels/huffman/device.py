@@ -8,6 +8,7 @@ made from the counts of all symbols, and the stored size is known only when the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -17,34 +18,64 @@ from tersor.codec.huffman import canonical_codes, code_lengths
 from tersor.format.constants import ALIGN, MAX_CODE_BITS, STREAM, SYMBOLS, TAIL, TILE_COLS, TILE_ROWS
 from tersor.format.layout import Grid
 from tersor.kernels.compiler import Program
-from tersor.kernels.launcher import Kernel, Launch, multiprocessors
+from tersor.kernels.launcher import Kernel, Launch, multiprocessors, shared_limit
 
 KINDS = {"BF16": 0, "F16": 1, "F32": 2, "F8_E4M3": 3, "F8_E5M2": 3}
 _INTEGERS = {"BF16": torch.int16, "F16": torch.int16, "F32": torch.int32}
 
-_DECODE_WARPS = 32  # of one multiprocessor: they share the table
-_ROW_WARPS = 8
+_MOST_WARPS = 12
+_ROW_WARPS = 12
+_ROW_BLOCKS = 2  # per multiprocessor; each builds the table once
 _ENCODE_WARPS = 8
-_TABLE_BYTES = 4 << MAX_CODE_BITS
-_STREAM_BYTES = STREAM + 4  # a lane's symbols, a word more for the banks
-_DECODE_SHARED = _TABLE_BYTES + _DECODE_WARPS * TILE_ROWS * (TILE_COLS // STREAM) * _STREAM_BYTES
+_TABLE_BYTES = 8 << MAX_CODE_BITS
+_STREAM_BYTES = STREAM + 12  # a lane's symbols and room for noise (ROW_WORDS in huffman.cuh)
 _ROWS_SHARED = _TABLE_BYTES + _ROW_WARPS * 32 * _STREAM_BYTES
 _COUNT_BLOCK = 1 << 16  # elements
 
 
-@cache
-def program(entry: str, dtype: str) -> Program:
-    """The program of an entry point for tensors of this dtype (safetensors' spelling)."""
+@dataclass(frozen=True)
+class Decoding:
+    """How `huffman_decode` is built for a kind of elements and a size of shared memory.
+
+    `warps` share a multiprocessor and the table. `slot`: bytes kept for a tile's streams, which FORMAT.md lets
+    grow to 6144; longer ones are read where they are. Exponents take 1400, what float16 and float8 code twice that.
+    """
+
+    kind: int
+    warps: int
+    slot: int
+
+    @classmethod
+    def fitting(cls, kind: int, shared: int) -> Decoding:
+        """At most 12 warps: more of them only wait for each other (measured on an H200)."""
+        slot = 2048 if kind in (KINDS["BF16"], KINDS["F32"]) else 3584
+        one = cls(kind, 1, slot)
+        return cls(kind, min(_MOST_WARPS, (shared - _TABLE_BYTES) // (one.shared - _TABLE_BYTES)), slot)
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory: the table, and per warp its symbols and two slots."""
+        symbols = TILE_ROWS * (TILE_COLS // STREAM) * _STREAM_BYTES
+        return _TABLE_BYTES + self.warps * (symbols + 2 * (self.slot + 16))
+
+
+def program(entry: str, decoding: Decoding) -> Program:
+    """The program of an entry point."""
     source = "huffman_decode.cu" if entry.startswith("huffman_decode") else "huffman_encode.cu"
-    warps = _DECODE_WARPS if entry == "huffman_decode" else _ENCODE_WARPS
-    return Program(source, entry, (("KIND", KINDS[dtype]), ("WARPS", warps), ("ROW_WARPS", _ROW_WARPS)))
+    warps = decoding.warps if source == "huffman_decode.cu" else _ENCODE_WARPS
+    constants = (
+        ("KIND", decoding.kind),
+        ("WARPS", warps),
+        ("ROW_WARPS", _ROW_WARPS),
+        ("SLOT", decoding.slot),
+    )
+    return Program(source, entry, constants)
 
 
 @cache
-def _kernel(entry: str, kind: int) -> Kernel:
-    dtype = next(name for name, number in KINDS.items() if number == kind)
-    shared = {"huffman_decode": _DECODE_SHARED, "huffman_decode_rows": _ROWS_SHARED}.get(entry, 0)
-    return Kernel(program(entry, dtype), shared)
+def _kernel(entry: str, decoding: Decoding) -> Kernel:
+    shared = {"huffman_decode": decoding.shared, "huffman_decode_rows": _ROWS_SHARED}.get(entry, 0)
+    return Kernel(program(entry, decoding), shared)
 
 
 def decode(
@@ -52,9 +83,10 @@ def decode(
 ) -> torch.Tensor:
     """Decode to `out`, a contiguous CUDA tensor of the original shape and dtype; returns it."""
     grid = Grid.of(out.shape)
-    blocks = min(multiprocessors(out.device), -(-grid.tiles // _DECODE_WARPS))
-    _kernel("huffman_decode", KINDS[dtype])(
-        Launch((blocks, 1), 32 * _DECODE_WARPS, _DECODE_SHARED),
+    blocks = min(multiprocessors(out.device), grid.tiles)
+    decoding = Decoding.fitting(KINDS[dtype], shared_limit(out.device))
+    _kernel("huffman_decode", decoding)(
+        Launch((blocks, 1), 32 * decoding.warps, decoding.shared),
         out.device, tiles, offsets, book, out, grid.rows, grid.cols, grid.tiles,
     )  # fmt: skip
     return out
@@ -72,16 +104,18 @@ def decode_rows(
     """Decode these rows (int64, within the matrix) to `out` [n, C]; returns it."""
     grid = Grid.of(shape)
     if rows.numel():
-        _kernel("huffman_decode_rows", KINDS[dtype])(
-            Launch((rows.numel(), 1), 32 * _ROW_WARPS, _ROWS_SHARED),
-            out.device, tiles, offsets, book, rows.contiguous(), out, grid.rows, grid.cols, grid.tiles,
+        blocks = min(_ROW_BLOCKS * multiprocessors(out.device), rows.numel())
+        _kernel("huffman_decode_rows", Decoding.fitting(KINDS[dtype], shared_limit(out.device)))(
+            Launch((blocks, 1), 32 * _ROW_WARPS, _ROWS_SHARED),
+            out.device, tiles, offsets, book, rows.contiguous(), out, rows.numel(), grid.rows, grid.cols, grid.tiles,
         )  # fmt: skip
     return out
 
 
 def encode(weight: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The stored form (tiles, offsets, book) of a contiguous CUDA tensor."""
-    grid, device, kind = Grid.of(weight.shape), weight.device, KINDS[dtype]
+    grid, device = Grid.of(weight.shape), weight.device
+    kind = Decoding.fitting(KINDS[dtype], shared_limit(device))
     counts = torch.zeros(SYMBOLS, dtype=torch.int64, device=device)
     blocks, tail = divmod(weight.numel(), _COUNT_BLOCK)
     spread = Launch((min(4 * multiprocessors(device), blocks + 1), 1), 512)

@@ -13,7 +13,7 @@ import torch
 
 from tersor.format.constants import ALIGN
 from tersor.kernels.compiler import Program
-from tersor.kernels.launcher import Kernel, Launch, multiprocessors
+from tersor.kernels.launcher import Kernel, Launch, multiprocessors, shared_limit
 from tersor.kernels.window.layout import (
     EXCEPTION_BYTES,
     MACROS,
@@ -65,7 +65,7 @@ def _combine_kernel() -> Kernel:
 
 
 def pack(weight: torch.Tensor) -> WindowTensors:
-    """Pack a bfloat16 matrix (rows, cols) on the GPU. Waits for the GPU: how many exceptions there are decides sizes."""
+    """Pack a bfloat16 matrix (rows, cols) on the GPU. Waits for it: the number of exceptions decides sizes."""
     weight = weight.detach().contiguous()
     rows, cols = weight.shape
     geometry, device = Geometry(rows, cols), weight.device
@@ -125,7 +125,7 @@ def linear(
     """x (tokens, cols) bfloat16 times the matrix transposed, plus bias (rows,): (tokens, rows) bfloat16."""
     geometry, device = packed.geometry, x.device
     tokens, rows = x.shape[0], packed.rows
-    variant = variant or variant_for(tokens, geometry)
+    variant = variant or variant_for(tokens, geometry, multiprocessors(device), shared_limit(device))
     pad_cols = geometry.padded_cols - packed.cols
     pad_rows = 0 if variant.slice_spans else variant.tokens - tokens
     x = torch.nn.functional.pad(x, (0, pad_cols, 0, pad_rows)) if pad_cols or pad_rows else x.contiguous()

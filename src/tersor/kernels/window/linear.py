@@ -24,6 +24,7 @@ class Variant:
     """One build of the kernel: tokens at most, streaming warps, ring stages, blocks of threads per SM.
 
     `slice_spans`: 0 reads activations through L1; n keeps those of n spans in shared memory.
+    `buffers`: 2 lets the streaming warps run a round ahead of the sums, 1 leaves room for more of them.
     """
 
     tokens: int
@@ -31,6 +32,7 @@ class Variant:
     stages: int
     blocks_per_sm: int = 1
     slice_spans: int = 0
+    buffers: int = 2
 
     @property
     def threads(self) -> int:
@@ -41,7 +43,7 @@ class Variant:
     def shared(self) -> int:
         """Bytes of dynamic shared memory of a block, laid out as in window_linear.cu."""
         rings = self.consumers * (self.stages * 2 * BLOCK_BYTES + _SLOT_BYTES)
-        sums = 2 * self.consumers * self.tokens * _SUM_PITCH * 4
+        sums = self.buffers * self.consumers * self.tokens * _SUM_PITCH * 4
         return rings + sums + self.tokens * self.slice_spans * SPAN_COLS * 2
 
     def program(self, geometry: Geometry) -> Program:
@@ -52,6 +54,7 @@ class Variant:
             ("STAGES", self.stages),
             ("BLOCKS_PER_SM", self.blocks_per_sm),
             ("SLICE", self.slice_spans),
+            ("BUFFERS", self.buffers),
             ("X_PITCH", geometry.padded_cols),
         )
         return Program("window_linear.cu", "window_linear", MACROS + tuning)
@@ -65,15 +68,37 @@ class Variant:
 
 
 MAX_TOKENS = 32  # beyond it the product is decoded for cuBLAS
+_FEW = 8  # tokens whose activations come through L1
+# Streaming warps and blocks per multiprocessor, the best first. A block works through whole strips, so when the strips
+# do not come out even (6144 rows: 384 strips on 264 blocks) another number of blocks wins.
+_SHAPES = ((8, 2), (8, 3), (20, 1))
+_EVEN = 0.9
 
 
-def variant_for(tokens: int, geometry: Geometry) -> Variant:
-    """The build that is fastest for this many tokens (measured: dev/BENCHMARKS.md)."""
+def variant_for(tokens: int, geometry: Geometry, multiprocessors: int, shared: int) -> Variant:
+    """The build that is fastest for this many tokens on an H200 (dev/BENCHMARKS.md) and fits into `shared` bytes."""
     if tokens > MAX_TOKENS:
         raise ValueError(f"{tokens} tokens: the fused product takes at most {MAX_TOKENS}")
-    if tokens <= 8:
-        return Variant(1 << (tokens - 1).bit_length(), 8, 2, 2)
-    return Variant(16, 16, 2, slice_spans=1) if tokens <= 16 else Variant(32, 12, 2, slice_spans=1)
+    if tokens > _FEW:
+        most = 32 if tokens > 16 else 16
+        twice = Variant(16, 8, 2, blocks_per_sm=2, slice_spans=1)
+        if most == 16 and twice.shared <= shared:
+            return twice
+        sizes = (Variant(most, consumers, 2, slice_spans=1, buffers=1) for consumers in range(16, 2, -2))
+        return next(variant for variant in sizes if variant.shared <= shared)
+
+    def busy(variant: Variant) -> float:
+        """The share of time in which no block has run out of strips."""
+        places = variant.blocks_per_sm * multiprocessors
+        return geometry.strips / (-(-geometry.strips // places) * places)
+
+    most = 1 << (tokens - 1).bit_length()
+    fitting = [
+        v
+        for v in (Variant(most, consumers, 2, blocks) for consumers, blocks in _SHAPES)
+        if v.shared <= shared
+    ]
+    return next((v for v in fitting if busy(v) >= _EVEN), max(fitting, key=busy))
 
 
 @cache

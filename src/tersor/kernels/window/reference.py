@@ -76,7 +76,9 @@ def unpack(window: Window) -> U16:
     geometry = Geometry(window.rows, window.cols)
     raw, code = _unpack_blocks(window.blocks)
     raw, code = (_from_fragments(part, geometry)[: window.rows, : window.cols] for part in (raw, code))
-    weight: U16 = (raw.astype(np.uint16) & 0x80) << 8 | code.astype(np.uint16) << 7 | raw & 0x7F
+    weight = ((raw.astype(np.uint16) & 0x80) << 8 | code.astype(np.uint16) << 7 | raw & 0x7F).astype(
+        np.uint16
+    )
     for k, (r, c, _) in enumerate(_segments(geometry)):
         part = weight[r, c]
         record = window.records[ALIGN * window.places[k] : ALIGN * window.places[k + 1]]

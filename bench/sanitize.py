@@ -1,0 +1,28 @@
+"""One small call of every kernel, for compute-sanitizer: compute-sanitizer --tool racecheck python bench/sanitize.py"""
+
+from __future__ import annotations
+
+import torch
+
+from tersor.kernels.huffman import device as huffman
+from tersor.kernels.window import device as window
+from tersor.kernels.window.linear import Variant
+
+w = (torch.randn(130, 1600, device="cuda") * 0.02).bfloat16()
+w[::7] *= torch.exp2(torch.randint(-20, 20, (1600,), device="cuda").float()).bfloat16()
+stored = huffman.encode(w, "BF16")
+assert torch.equal(huffman.decode(*stored, "BF16", torch.empty_like(w)), w)
+rows = torch.tensor([3, 129, 64], device="cuda")
+assert torch.equal(huffman.decode_rows(*stored, "BF16", w.shape, rows, w.new_empty(3, 1600)), w[rows])
+packed = window.pack(w)
+assert torch.equal(window.decode(packed), w)
+for tokens, variant in (
+    (1, Variant(1, 8, 2, 2)),
+    (8, Variant(8, 20, 2)),
+    (11, Variant(16, 8, 2, 2, 1)),
+    (32, Variant(32, 16, 2, 1, 1, 1)),
+):
+    x = torch.randn(tokens, 1600, device="cuda", dtype=torch.bfloat16)
+    y = window.linear(x, packed, None, variant)
+    torch.testing.assert_close(y.double(), x.double() @ w.double().T, rtol=0.02, atol=1e-2 * float(y.abs().max()))
+print("done")

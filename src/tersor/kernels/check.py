@@ -1,0 +1,66 @@
+"""Compile every kernel for every architecture, GPU or not, and fail where one spills registers.
+
+    python -m tersor.kernels.check [sm_90 ...]
+
+A spill is a silent loss of speed that no test of results would notice. Prints what each kernel takes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from tersor.kernels.compiler import ARCHITECTURES, Program, compile_program
+from tersor.kernels.huffman.device import KINDS, Decoding
+from tersor.kernels.huffman.device import program as huffman_program
+from tersor.kernels.window.layout import MACROS, Geometry
+from tersor.kernels.window.linear import MAX_TOKENS, Variant, variant_for
+
+_HUFFMAN = ("huffman_decode", "huffman_decode_rows", "huffman_count", "huffman_size", "huffman_write")
+_MULTIPROCESSORS = 132
+_SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227}  # KB that a block may have; 99 on the others
+_ROWS = (4096, 6144, 14336)  # one for each way of dealing out strips
+_COLS = 4096
+
+
+def programs(architecture: str) -> Iterator[Program]:
+    """Every kernel, in every build that is launched; products for 4096 columns."""
+    shared = _SHARED.get(architecture, 99) * 1024
+    for kind in sorted(set(KINDS.values())):
+        for entry in _HUFFMAN:
+            yield huffman_program(entry, Decoding.fitting(kind, shared))
+    for entry in ("window_rows", "window_blocks", "window_records"):
+        yield Program("window_pack.cu", entry, MACROS)
+    yield Program("window_decode.cu", "window_decode", MACROS)
+    yield Program("window_combine.cu", "window_combine")
+    for variant in variants(shared):
+        yield variant.program(Geometry(_ROWS[0], _COLS))
+
+
+def variants(shared: int) -> list[Variant]:
+    """Every build of the product that `variant_for` chooses for this much shared memory."""
+    chosen = {
+        variant_for(tokens, Geometry(rows, _COLS), _MULTIPROCESSORS, shared)
+        for tokens in range(1, MAX_TOKENS + 1)
+        for rows in _ROWS
+    }
+    return sorted(chosen, key=lambda v: (v.tokens, v.blocks_per_sm))
+
+
+def main(architectures: list[str]) -> int:
+    """Print a line per kernel and architecture; the number of kernels that spill."""
+    spilling = 0
+    for architecture in architectures or ARCHITECTURES:
+        for program in programs(architecture):
+            taken = compile_program(program, architecture).resources
+            tuning = " ".join(
+                f"{name}={value}" for name, value in program.constants if (name, value) not in MACROS
+            )
+            spills = f"  SPILLS {taken.spills} bytes" if taken.spills else ""
+            print(f"{architecture:7}{program.entry:20}{taken.registers:4} registers{spills}  {tuning}")
+            spilling += bool(taken.spills)
+    return spilling
+
+
+if __name__ == "__main__":
+    sys.exit(bool(main(sys.argv[1:])))

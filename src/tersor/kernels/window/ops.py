@@ -1,0 +1,121 @@
+"""The torch operators of the `fast` layout (`tersor.kernels.window.layout`), for bfloat16 matrices.
+
+    window_pack(weight)                                   -> blocks, places, records
+    window_decode(blocks, places, records, rows, cols)    -> (rows, cols)
+    window_linear(x, blocks, places, records, bias, rows, cols, exact) -> (..., rows)
+
+`window_linear` on a GPU multiplies straight from the layout for up to MAX_TOKENS tokens: the same sums in
+the same order for every batch size, near to cuBLAS's but not equal to its last bit. `exact`, more tokens and
+the CPU decode the matrix and let torch multiply, which is what the uncompressed layer does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from tersor.kernels.window import device, reference
+from tersor.kernels.window.device import WindowTensors
+from tersor.kernels.window.layout import Geometry
+from tersor.kernels.window.linear import MAX_TOKENS
+
+_library = torch.library.Library("tersor", "FRAGMENT")  # type: ignore[no-untyped-call]
+_PACKED = "Tensor blocks, Tensor places, Tensor records"
+for _schema in (
+    f"window_pack(Tensor weight) -> ({_PACKED})",
+    f"window_decode({_PACKED}, int rows, int cols) -> Tensor",
+    f"window_linear(Tensor x, {_PACKED}, Tensor? bias, int rows, int cols, bool exact) -> Tensor",
+):
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
+
+
+def _pack_cpu(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    window = reference.pack(weight.detach().contiguous().view(torch.int16).numpy().view(np.uint16))
+    parts = (window.blocks, window.places, window.records)
+    blocks, places, records = (torch.from_numpy(part.copy()) for part in parts)
+    return blocks, places, records
+
+
+def _pack_cuda(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    packed = device.pack(weight)
+    return packed.blocks, packed.places, packed.records
+
+
+def _decode_cpu(
+    blocks: torch.Tensor, places: torch.Tensor, records: torch.Tensor, rows: int, cols: int
+) -> torch.Tensor:
+    window = reference.Window(rows, cols, blocks.numpy(), places.numpy(), records.numpy())
+    return torch.from_numpy(reference.unpack(window).view(np.int16)).view(torch.bfloat16)
+
+
+def _decode_cuda(
+    blocks: torch.Tensor, places: torch.Tensor, records: torch.Tensor, rows: int, cols: int
+) -> torch.Tensor:
+    return device.decode(WindowTensors(rows, cols, blocks, places, records))
+
+
+def _linear_cpu(
+    x: torch.Tensor,
+    blocks: torch.Tensor,
+    places: torch.Tensor,
+    records: torch.Tensor,
+    bias: torch.Tensor | None,
+    rows: int,
+    cols: int,
+    exact: bool,
+) -> torch.Tensor:
+    return torch.nn.functional.linear(x, _decode_cpu(blocks, places, records, rows, cols), bias)
+
+
+def _linear_cuda(
+    x: torch.Tensor,
+    blocks: torch.Tensor,
+    places: torch.Tensor,
+    records: torch.Tensor,
+    bias: torch.Tensor | None,
+    rows: int,
+    cols: int,
+    exact: bool,
+) -> torch.Tensor:
+    packed = WindowTensors(rows, cols, blocks, places, records)
+    flat = x.reshape(-1, cols)
+    if exact or not 0 < flat.shape[0] <= MAX_TOKENS or x.dtype != torch.bfloat16:
+        return torch.nn.functional.linear(x, device.decode(packed).to(x.dtype), bias)
+    return device.linear(flat, packed, bias).view(*x.shape[:-1], rows)
+
+
+def _pack_fake(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    geometry = Geometry(weight.shape[0], weight.shape[1])
+    blocks = weight.new_empty(geometry.block_bytes, dtype=torch.uint8)
+    places = weight.new_empty(geometry.records + 1, dtype=torch.int32)
+    size = torch.library.get_ctx().new_dynamic_size()
+    return blocks, places, weight.new_empty((size,), dtype=torch.uint8)
+
+
+def _decode_fake(
+    blocks: torch.Tensor, places: torch.Tensor, records: torch.Tensor, rows: int, cols: int
+) -> torch.Tensor:
+    return blocks.new_empty((rows, cols), dtype=torch.bfloat16)
+
+
+def _linear_fake(
+    x: torch.Tensor,
+    blocks: torch.Tensor,
+    places: torch.Tensor,
+    records: torch.Tensor,
+    bias: torch.Tensor | None,
+    rows: int,
+    cols: int,
+    exact: bool,
+) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], rows))
+
+
+for _name, _cpu, _cuda, _fake in (
+    ("window_pack", _pack_cpu, _pack_cuda, _pack_fake),
+    ("window_decode", _decode_cpu, _decode_cuda, _decode_fake),
+    ("window_linear", _linear_cpu, _linear_cuda, _linear_fake),
+):
+    _library.impl(_name, _cpu, "CPU")  # type: ignore[no-untyped-call]
+    _library.impl(_name, _cuda, "CUDA")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"tersor::{_name}", _fake, lib=_library)
