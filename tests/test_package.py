@@ -36,6 +36,7 @@ def test_public_names() -> None:
         "decompress",
         "inspect_model",
         "inspect_tensor",
+        "lay_out",
         "plan",
         "verify",
     ]

@@ -21,6 +21,7 @@ from tersor._version import __version__
 if TYPE_CHECKING:
     from tersor.format.errors import TersorError
     from tersor.integrations.transformers import TersorConfig
+    from tersor.nn import lay_out
     from tersor.pipeline.compress import compress
     from tersor.pipeline.decompress import decompress
     from tersor.pipeline.inspect import inspect_model, inspect_tensor
@@ -34,6 +35,7 @@ _HOME = {
     "decompress": "tersor.pipeline.decompress",
     "inspect_model": "tersor.pipeline.inspect",
     "inspect_tensor": "tersor.pipeline.inspect",
+    "lay_out": "tersor.nn",
     "plan": "tersor.pipeline.plan",
     "verify": "tersor.pipeline.verify",
 }
@@ -46,6 +48,7 @@ __all__ = [
     "decompress",
     "inspect_model",
     "inspect_tensor",
+    "lay_out",
     "plan",
     "verify",
 ]

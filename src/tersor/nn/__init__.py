@@ -10,6 +10,7 @@ makes `CompressedExperts`.
 from tersor.nn.deferred import DeferredWeight, materialize
 from tersor.nn.embedding import CompressedEmbedding
 from tersor.nn.experts import CompressedExperts, ExpertStack, StoredWeight, remove_leaf
+from tersor.nn.layouts import lay_out
 from tersor.nn.linear import CompressedLinear
 from tersor.nn.module import CompressedModule
 from tersor.nn.stored import Stored
@@ -27,6 +28,7 @@ __all__ = [
     "add_leaf",
     "compress",
     "is_compressed",
+    "lay_out",
     "materialize",
     "remove_leaf",
     "restore",

@@ -1,4 +1,4 @@
-"""A linear layer whose weight is decoded for each product and dropped after it."""
+"""A linear layer whose weight is decoded for each product and dropped after it, or never decoded at all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tersor.nn.module import CompressedModule, CompressedParameter
+from tersor.nn.windowed import Windowed
 
 
 class CompressedLinear(CompressedModule, nn.Linear):
@@ -16,4 +17,7 @@ class CompressedLinear(CompressedModule, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """input: (..., in_features) -> (..., out_features)."""
+        source = self.compressed["weight"]
+        if isinstance(source, Windowed):
+            return source.linear(self, input, self.bias)
         return F.linear(input, self.decode("weight"), self.bias)

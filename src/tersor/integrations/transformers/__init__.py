@@ -21,6 +21,7 @@ Importing this module registers it. Nobody has to: see `tersor.integrations.auto
 Kept working for Transformers 5.17 up to the newest; where they differ, a comment says so.
 """
 
+from transformers.quantizers import auto
 from transformers.quantizers.auto import (
     AUTO_QUANTIZER_MAPPING,
     register_quantization_config,
@@ -36,3 +37,7 @@ __all__ = ["TersorConfig", "TersorQuantizer"]
 if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:  # a reload of this module is no error
     register_quantization_config(QUANT_METHOD)(TersorConfig)
     register_quantizer(QUANT_METHOD)(TersorQuantizer)
+    # Lets a config given to from_pretrained set `exact` and `layout` for a checkpoint that has one of
+    # its own. Transformers has no decorator for this; without the name it would ignore the user's.
+    known: tuple[type, ...] = auto.LOADING_ATTRIBUTES_CONFIG_TYPES
+    auto.LOADING_ATTRIBUTES_CONFIG_TYPES = (*known, TersorConfig)  # type: ignore[assignment]

@@ -16,10 +16,12 @@ class TersorConfig(QuantizationConfigMixin):
     """Load a checkpoint of tersor, or compress any bf16, fp16, fp32 or fp8 checkpoint while it is loaded.
 
     exact:  compute with the decoded weights by the operations of the plain model, so that
-            results are the plain model's bit for bit. False allows fused kernels on GPUs, whose
-            sums are ordered otherwise; weights are the same bits in either case.
-    layout: how weights lie in GPU memory: "compact" as on disk, "fast" with an index for the
-            kernels, "auto" chooses by what fits.
+            results are the plain model's bit for bit. False (the default) allows fused products
+            on GPUs for few tokens: faster than the plain model, their sums ordered otherwise;
+            weights are the same bits in either case.
+    layout: how weights lie in GPU memory: "compact" as on disk, "fast" for fused products, "auto"
+            takes "fast" where it fits. `tersor.lay_out(model, ...)` changes both later, as for a
+            model that was moved to the GPU after loading.
 
     On a CPU both change nothing. They are choices for one process, not properties of a
     checkpoint, and are not saved. What else a checkpoint's config.json records under
@@ -28,7 +30,7 @@ class TersorConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
-        exact: bool = True,
+        exact: bool = False,
         layout: Layout = "auto",
         format_version: int = FORMAT_VERSION,
         quant_method: str = QUANT_METHOD,
@@ -46,6 +48,10 @@ class TersorConfig(QuantizationConfigMixin):
         self.exact = exact
         self.layout = layout
         self.recorded = recorded
+
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """What a user may choose for a checkpoint that has a config of its own."""
+        return {"exact": self.exact, "layout": self.layout}
 
     def to_dict(self) -> dict[str, Any]:
         """What config.json records."""

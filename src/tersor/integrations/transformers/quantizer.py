@@ -59,11 +59,14 @@ class TersorQuantizer(HfQuantizer):
         from tersor.integrations.transformers.converting import run
         from tersor.integrations.transformers.parallel import refuse_distributed
         from tersor.integrations.transformers.surgery import cast_plain, refuse_missing
+        from tersor.nn import lay_out
 
         refuse_distributed(model)
         refuse_missing(model)
         run(model, self.prepared.conversions, self.prepared.dtypes)
         cast_plain(model, self.prepared.dtypes)
+        config: Any = self.quantization_config  # a TersorConfig
+        lay_out(model, config.layout, config.exact)
         return model
 
     def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:

@@ -22,6 +22,7 @@ from tersor.integrations.transformers.renaming import with_parts
 from tersor.kernels.ops import SAFETENSORS_DTYPES
 from tersor.nn import CompressedModule, Stored
 from tersor.nn.stored import part_names
+from tersor.nn.windowed import Windowed
 
 _SPELLINGS = {
     **SAFETENSORS_DTYPES,
@@ -48,8 +49,11 @@ def state_dict_and_metadata(model: Any) -> tuple[dict[str, torch.Tensor], dict[s
     parts: set[str] = set()
     for path, module in model.named_modules():
         for source in module.compressed.values() if isinstance(module, CompressedModule) else ():
+            prefix = f"{path}." if path else ""
+            if isinstance(source, Windowed):
+                source = _at_rest(source, module, prefix, state)
             if isinstance(source, Stored):
-                prefix, names = f"{path}." if path else "", part_names(source.name, source.entry)
+                names = part_names(source.name, source.entry)
                 if prefix + names[0] in state:  # and not tied to one that is
                     stored[prefix + source.name] = source.entry
                     parts |= {prefix + name for name in names}
@@ -59,6 +63,16 @@ def state_dict_and_metadata(model: Any) -> tuple[dict[str, torch.Tensor], dict[s
     plain = {name: _present(model, name, tensor) for name, tensor in state.items() if name not in parts}
     entries |= {name: _raw_entry(name, t) for name, t in revert_weight_conversion(model, plain).items()}
     return state | guards, {MANIFEST_KEY: dump_manifest(entries)}
+
+
+def _at_rest(source: Windowed, module: Any, prefix: str, state: dict[str, torch.Tensor]) -> Stored:
+    """Put a weight's form at rest into `state` in place of its layout on the GPU."""
+    for name in source.part_names:
+        del state[prefix + name]
+    stored, parts = source.stored(module)
+    for name, part in zip(part_names(stored.name, stored.entry), parts, strict=True):
+        state[prefix + name] = part
+    return stored
 
 
 def _names_on_disk(model: Any, guards: dict[str, torch.Tensor]) -> dict[str, str]:

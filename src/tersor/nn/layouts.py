@@ -1,0 +1,97 @@
+"""How a model's weights lie in GPU memory: `compact` as on disk, or `fast` for fused products.
+
+    layout    bits per weight   product
+    compact   10.7              decode to memory, then the plain product: the plain model's bits
+    fast      11.4              few tokens: fused, faster than bfloat16; many, or exact: as compact
+
+`auto` takes `fast` where it fits the GPU's free memory. Only linear layers change: an embedding
+decodes its few rows from the compact form well enough, and a head tied to it shares that form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from tersor.format.errors import UsageError
+from tersor.nn.linear import CompressedLinear
+from tersor.nn.stored import Stored, part_names
+from tersor.nn.windowed import Windowed, can_hold
+
+Layout = Literal["auto", "compact", "fast"]
+
+_FAST_BITS = 11.7  # per weight at most, on trained weights; what `auto` reckons with
+_SPARE_BYTES = 1 << 30  # that `auto` leaves free for the cache and activations
+
+
+def lay_out(
+    model: nn.Module,
+    layout: Layout = "auto",
+    exact: bool = False,
+    device_type: str = "cuda",
+    on_layer: Callable[[str], None] = lambda _: None,
+) -> int:
+    """Bring the linear layers of `model` that are on a GPU into `layout`; returns how many are `fast` now.
+
+    One layer at a time: beside the model, memory for one decoded matrix is needed. Layers on
+    other devices (a CPU gains nothing), offloaded or shared with an embedding stay as they are. May be called
+    again with another layout. Raises UsageError for an unknown layout.
+    """
+    if layout not in ("auto", "compact", "fast"):
+        raise UsageError(f"layout {layout!r} is not one of auto, compact, fast")
+    candidates = list(_candidates(model, device_type))
+    if layout == "auto":
+        layout = "fast" if _fits(candidates) else "compact"
+    fast = 0
+    for name, module in candidates:
+        source = module.compressed["weight"]
+        if layout == "fast" and can_hold(source):
+            assert isinstance(source, Stored)
+            module.compressed["weight"] = Windowed.of(module, source, exact)
+        elif layout == "fast" and isinstance(source, Windowed):
+            module.compressed["weight"] = replace(source, exact=exact)
+        elif layout == "compact" and isinstance(source, Windowed):
+            stored, parts = source.stored(module)
+            source.restore(module)
+            stored.attach(module, dict(zip(part_names(stored.name, stored.entry), parts, strict=True)))
+            module.compressed["weight"] = stored
+        fast += isinstance(module.compressed["weight"], Windowed)
+        on_layer(name)
+    return fast
+
+
+def _candidates(model: nn.Module, device_type: str) -> Iterator[tuple[str, CompressedLinear]]:
+    """Linear layers on such a device whose weight is theirs alone."""
+    users: dict[int, int] = {}
+    for module in model.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                users[id(parameter)] = users.get(id(parameter), 0) + 1
+    for name, module in model.named_modules():
+        if not isinstance(module, CompressedLinear) or hasattr(module, "_hf_hook"):
+            continue
+        source = module.compressed["weight"]
+        own = all(
+            users[id(p)] == 1 for key, p in module._parameters.items() if key != "bias" and p is not None
+        )
+        if own and source.device(module).type == device_type:
+            yield name, module
+
+
+def _fits(candidates: list[tuple[str, CompressedLinear]]) -> bool:
+    """Whether the layers' growth, and one decoded matrix, fit the free memory of their GPUs."""
+    growth: dict[torch.device, float] = {}
+    for _, module in candidates:
+        source = module.compressed["weight"]
+        if isinstance(source, Windowed):
+            continue
+        held = sum(p.nbytes for key, p in module._parameters.items() if key != "bias" and p is not None)
+        device = source.device(module)
+        more = math.prod(source.shape) * _FAST_BITS / 8 - held
+        growth[device] = growth.get(device, 0.0) + more
+    return all(more + _SPARE_BYTES < torch.cuda.mem_get_info(device)[0] for device, more in growth.items())
