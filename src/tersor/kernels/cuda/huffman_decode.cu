@@ -44,7 +44,7 @@ struct Extent {
 // Fetch a tile's stream lengths and streams to `slot`, if they fit; returns whether they do.
 __device__ __forceinline__ bool fetch_streams(u32 slot, const u8* tiles, Extent tile, int lengths, int lane) {
     const int size = (int)(tile.end - tile.begin) * ALIGN - lengths;
-    if (size > SLOT) return false;
+    if (tile.end == tile.begin || size > SLOT) return false;
     const u8* from = tiles + (u64)tile.begin * ALIGN + lengths;
     for (int i = lane * 16; i < size; i += WARP * 16) copy_async_16(slot + i, from + i);
     return true;
