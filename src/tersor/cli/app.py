@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tersor._version import __version__
-from tersor.cli.commands import compress, decompress, demo, doctor, inspect, plan, run_model, verify
+from tersor.cli.commands import compress, decompress, demo, doctor, evaluate, inspect, plan, run_model, verify
 from tersor.cli.render import print_error
 from tersor.format.errors import TersorError
 
@@ -62,6 +62,7 @@ for _name, _module in (
     ("inspect", inspect),
     ("plan", plan),
     ("run", run_model),
+    ("eval", evaluate),
     ("doctor", doctor),
     ("demo", demo),
 ):
