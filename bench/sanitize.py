@@ -24,5 +24,7 @@ for tokens, variant in (
 ):
     x = torch.randn(tokens, 1600, device="cuda", dtype=torch.bfloat16)
     y = window.linear(x, packed, None, variant)
-    torch.testing.assert_close(y.double(), x.double() @ w.double().T, rtol=0.02, atol=1e-2 * float(y.abs().max()))
+    torch.testing.assert_close(
+        y.double(), x.double() @ w.double().T, rtol=0.02, atol=1e-2 * float(y.abs().max())
+    )
 print("done")

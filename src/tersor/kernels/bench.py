@@ -18,7 +18,7 @@ from tersor.format.errors import VerificationError
 from tersor.kernels import measure, ops
 from tersor.kernels.huffman import device as huffman
 from tersor.kernels.window import device as window
-from tersor.kernels.window.linear import MAX_TOKENS
+from tersor.kernels.window.linear import FUSED_TOKENS
 
 SHAPES = (  # out x in features: Llama-8B's and 70B's layers
     (4096, 4096),
@@ -80,7 +80,7 @@ def products(shapes: Sequence[tuple[int, int]] = SHAPES, tokens: Sequence[int] =
                 [partial(linear, x, w) for w in plain],
                 [partial(_product, x, p) for p in ours],
             )
-            yield Product(rows, cols, m, m <= MAX_TOKENS, packed.bits_per_weight, cublas, fast)
+            yield Product(rows, cols, m, m <= FUSED_TOKENS, packed.bits_per_weight, cublas, fast)
 
 
 def codecs(shapes: Sequence[tuple[int, int]] = (*SHAPES, (128256, 4096))) -> Iterator[Codec]:
@@ -152,7 +152,7 @@ def _check_bits(decoded: torch.Tensor, weight: torch.Tensor, what: str) -> None:
 
 
 def _check_product(x: torch.Tensor, weight: torch.Tensor, packed: window.WindowTensors) -> None:
-    few = x[:MAX_TOKENS]
+    few = x[:FUSED_TOKENS]
     exact = few.double() @ weight.double().T
 
     def error(y: torch.Tensor) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -79,8 +79,9 @@ class Kernel:
                 function = self._loaded[index] = self._load(device)
             values, types = _pack(arguments)
             stream = torch.cuda.current_stream(index).cuda_stream
-            config = _config(launch, launch.overlap and torch.cuda.get_device_capability(index)[0] >= 9)
-            config.hStream = stream
+            config = _config(
+                launch, launch.overlap and torch.cuda.get_device_capability(index)[0] >= 9, stream
+            )
             result = _driver().cuLaunchKernelEx(config, function, (values, types), 0)
             _check(result, f"launching {self.program.entry}")
 
@@ -96,14 +97,15 @@ class Kernel:
         return function
 
 
-@cache
-def _config(launch: Launch, overlap: bool) -> Any:
-    """The driver's form of a launch, stream excepted."""
+@lru_cache(maxsize=4096)
+def _config(launch: Launch, overlap: bool, stream: int) -> Any:
+    """The driver's form of a launch on a stream; never changed, because threads share it."""
     driver = _driver()
     config = driver.CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ = *launch.blocks, 1
     config.blockDimX, config.blockDimY, config.blockDimZ = launch.threads, 1, 1
     config.sharedMemBytes = launch.shared
+    config.hStream = stream
     if overlap:
         attribute = driver.CUlaunchAttribute()
         attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION

@@ -8,7 +8,6 @@
 #pragma once
 #include "ptx.cuh"
 
-constexpr int BLOCK_STEPS = BLOCK_COLS / 16;
 constexpr int PLANE_BYTES = SLICE * SPAN_COLS * 16;  // eight tokens of a slice
 
 struct TokenValues {
@@ -77,13 +76,9 @@ struct ActivationBlocks {
         address = shared_address(from.slice) + (first + piece) * 16;
     }
     __device__ __forceinline__ void prefetch(int) {}
-    __device__ __forceinline__ void load(u32 (&b)[2 * BLOCK_STEPS], int tile, int h) const {
-        u32 low[4], high[4];
-        const u32 at = address + tile * PLANE_BYTES + h * BLOCK_COLS * 16;
-        load_matrices_transposed(low, at);
-        load_matrices_transposed(high, at + 8 * 16);  // steps 2 and 3 are 8 columns on
-#pragma unroll
-        for (int i = 0; i < 4; i++) b[i] = low[i], b[4 + i] = high[i];
+    // Operands of the steps 2 * half and 2 * half + 1 of block h: 8 columns further for the second half.
+    __device__ __forceinline__ void load(u32 (&b)[4], int tile, int h, int half) const {
+        load_matrices_transposed(b, address + tile * PLANE_BYTES + (h * BLOCK_COLS + half * 8) * 16);
     }
     __device__ __forceinline__ void advance() { address += 2 * BLOCK_COLS * 16; }
 #else
@@ -107,10 +102,9 @@ struct ActivationBlocks {
                 }
             }
     }
-    __device__ __forceinline__ void load(u32 (&b)[2 * BLOCK_STEPS], int n, int h) const {
-        const uint4 low = piece[n][h][0], high = piece[n][h][1];
-        b[0] = low.x, b[1] = low.y, b[2] = low.z, b[3] = low.w;
-        b[4] = high.x, b[5] = high.y, b[6] = high.z, b[7] = high.w;
+    __device__ __forceinline__ void load(u32 (&b)[4], int n, int h, int half) const {
+        const uint4 v = piece[n][h][half];
+        b[0] = v.x, b[1] = v.y, b[2] = v.z, b[3] = v.w;
     }
     __device__ __forceinline__ void advance() { at += 2 * BLOCK_COLS; }
 #endif

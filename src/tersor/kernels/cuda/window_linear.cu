@@ -185,11 +185,14 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
                 Fragments weight;
                 weight.load(stage + h * BLOCK_BYTES, lane);
 #pragma unroll
-                for (int n = 0; n < TILES; n++) {
-                    u32 b[2 * STEPS];
-                    x.load(b, n, h);
+                for (int i = 0; i < STEPS; i += 2) {  // tiles innermost: their sums do not wait for each other
+                    u32 b[TILES][4];
 #pragma unroll
-                    for (int i = 0; i < STEPS; i++) mma_bf16(sum[n], weight.a[i], b[2 * i], b[2 * i + 1]);
+                    for (int n = 0; n < TILES; n++) x.load(b[n], n, h, i / 2);
+#pragma unroll
+                    for (int k = 0; k < 2; k++)
+#pragma unroll
+                        for (int n = 0; n < TILES; n++) mma_bf16(sum[n], weight.a[i + k], b[n][2 * k], b[n][2 * k + 1]);
                 }
             }
             x.advance();

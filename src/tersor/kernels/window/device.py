@@ -21,7 +21,7 @@ from tersor.kernels.window.layout import (
     STRIP_ROWS,
     Geometry,
 )
-from tersor.kernels.window.linear import Variant, kernel, variant_for
+from tersor.kernels.window.linear import MAX_TOKENS, Variant, kernel, variant_for
 
 _ROW_THREADS = 256
 _WARPS = 8
@@ -122,25 +122,38 @@ def decode(packed: WindowTensors) -> torch.Tensor:
 def linear(
     x: torch.Tensor, packed: WindowTensors, bias: torch.Tensor | None = None, variant: Variant | None = None
 ) -> torch.Tensor:
-    """x (tokens, cols) bfloat16 times the matrix transposed, plus bias (rows,): (tokens, rows) bfloat16."""
-    geometry, device = packed.geometry, x.device
-    tokens, rows = x.shape[0], packed.rows
-    variant = variant or variant_for(tokens, geometry, multiprocessors(device), shared_limit(device))
-    pad_cols = geometry.padded_cols - packed.cols
-    pad_rows = 0 if variant.slice_spans else variant.tokens - tokens
-    x = torch.nn.functional.pad(x, (0, pad_cols, 0, pad_rows)) if pad_cols or pad_rows else x.contiguous()
+    """x (tokens, cols) bfloat16 times the matrix transposed, plus bias (rows,): (tokens, rows) bfloat16.
+
+    More tokens than one launch takes are multiplied in turns; every row of the result is the same either way.
+    """
+    tokens, device = x.shape[0], x.device
+    pad_cols = packed.geometry.padded_cols - packed.cols
+    x = torch.nn.functional.pad(x, (0, pad_cols)) if pad_cols else x.contiguous()
     if x.data_ptr() % 16:  # a view into something larger; the kernel reads 16 bytes at a time
         x = x.clone()
-    y = x.new_empty((tokens, rows))
+    y = x.new_empty((tokens, packed.rows))
+    most = variant.tokens if variant else MAX_TOKENS
+    for first in range(0, tokens, most):
+        part = slice(first, min(first + most, tokens))
+        number = part.stop - part.start
+        build = variant or variant_for(number, packed.geometry, multiprocessors(device), shared_limit(device))
+        _launch(build, x[part], packed, bias, y[part])
+    return y
+
+
+def _launch(
+    variant: Variant, x: torch.Tensor, packed: WindowTensors, bias: torch.Tensor | None, y: torch.Tensor
+) -> None:
+    """One launch, for up to `variant.tokens` rows of `x`; the kernel reads whole rows, so few are padded."""
+    geometry, device, tokens, rows = packed.geometry, x.device, x.shape[0], packed.rows
+    if not variant.slice_spans and tokens < variant.tokens:
+        x = torch.nn.functional.pad(x, (0, 0, 0, variant.tokens - tokens))
     launch = variant.launch(geometry, multiprocessors(device))
     sliced = launch.blocks[1] > 1
     partial = x.new_empty((geometry.spans, tokens, rows) if sliced else 0, dtype=torch.float32)
     kernel(variant, geometry.padded_cols)(
-        launch, device,
-        packed.blocks, packed.places, packed.records, x, bias, y, partial,
-        rows, tokens,
-    )  # fmt: skip
+        launch, device, packed.blocks, packed.places, packed.records, x, bias, y, partial, rows, tokens
+    )
     if sliced:
         combine = Launch((-(-tokens * rows // 256), 1), 256, overlap=True)
         _combine_kernel()(combine, device, partial, bias, y, rows, tokens * rows, geometry.spans)
-    return y

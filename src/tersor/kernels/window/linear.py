@@ -67,7 +67,8 @@ class Variant:
         return Launch((blocks, slices), self.threads, self.shared, overlap=True)
 
 
-MAX_TOKENS = 32  # beyond it the product is decoded for cuBLAS
+MAX_TOKENS = 32  # of one launch
+FUSED_TOKENS = 64  # beyond it the matrix is decoded for cuBLAS
 _FEW = 8  # tokens whose activations come through L1
 # Streaming warps and blocks per multiprocessor, the best first. A block works through whole strips, so when the strips
 # do not come out even (6144 rows: 384 strips on 264 blocks) another number of blocks wins.
