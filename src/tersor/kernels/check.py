@@ -19,7 +19,7 @@ from tersor.kernels.window.linear import MAX_TOKENS, Variant, variant_for
 _HUFFMAN = ("huffman_decode", "huffman_decode_rows", "huffman_count", "huffman_size", "huffman_write")
 _MULTIPROCESSORS = 132
 _SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227}  # KB that a block may have; 99 on the others
-_ROWS = (4096, 6144, 14336)  # one for each way of dealing out strips
+_SIZES = ((4096, 4096), (6144, 4096), (14336, 4096), (8192, 8192))  # one for each way of dealing out strips
 _COLS = 4096
 
 
@@ -34,15 +34,15 @@ def programs(architecture: str) -> Iterator[Program]:
     yield Program("window_decode.cu", "window_decode", MACROS)
     yield Program("window_combine.cu", "window_combine")
     for variant in variants(shared):
-        yield variant.program(Geometry(_ROWS[0], _COLS))
+        yield variant.program(Geometry(_COLS, _COLS))
 
 
 def variants(shared: int) -> list[Variant]:
     """Every build of the product that `variant_for` chooses for this much shared memory."""
     chosen = {
-        variant_for(tokens, Geometry(rows, _COLS), _MULTIPROCESSORS, shared)
+        variant_for(tokens, Geometry(*size), _MULTIPROCESSORS, shared)
         for tokens in range(1, MAX_TOKENS + 1)
-        for rows in _ROWS
+        for size in _SIZES
     }
     return sorted(chosen, key=lambda v: (v.tokens, v.blocks_per_sm))
 

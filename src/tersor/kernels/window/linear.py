@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from tersor.kernels.compiler import Program
@@ -74,6 +74,11 @@ _FEW = 8  # tokens whose activations come through L1
 # do not come out even (6144 rows: 384 strips on 264 blocks) another number of blocks wins.
 _SHAPES = ((8, 2), (8, 3), (20, 1))
 _EVEN = 0.9
+# Where small blocks take one strip each of a wide matrix, all of them walk through the columns together, and a
+# multiprocessor reads the activations once.
+_ONE_WAVE = Variant(8, 4, 2, blocks_per_sm=5)
+_WAVE_STRIPS = 0.75  # of the places, at least
+_WIDE = 8192
 
 
 def variant_for(tokens: int, geometry: Geometry, multiprocessors: int, shared: int) -> Variant:
@@ -94,6 +99,13 @@ def variant_for(tokens: int, geometry: Geometry, multiprocessors: int, shared: i
         return geometry.strips / (-(-geometry.strips // places) * places)
 
     most = 1 << (tokens - 1).bit_length()
+    one_wave = replace(_ONE_WAVE, tokens=most)
+    if (
+        geometry.cols >= _WIDE
+        and geometry.strips <= one_wave.blocks_per_sm * multiprocessors
+        and busy(one_wave) >= _WAVE_STRIPS
+    ):
+        return one_wave
     fitting = [
         v
         for v in (Variant(most, consumers, 2, blocks) for consumers, blocks in _SHAPES)
