@@ -15,7 +15,10 @@ import torch
 from torch.nn.functional import linear
 
 from tersor.format.errors import VerificationError
-from tersor.kernels import measure, ops
+from tersor.kernels import (
+    measure,
+    ops,  # noqa: F401  (defines the operators)
+)
 from tersor.kernels.huffman import device as huffman
 from tersor.kernels.window import device as window
 from tersor.kernels.window.linear import FUSED_TOKENS
@@ -161,6 +164,3 @@ def _check_product(x: torch.Tensor, weight: torch.Tensor, packed: window.WindowT
     ours, cublas = error(_product(few, packed)), error(linear(few, weight))
     if not ours <= _WORST_ERROR * cublas:
         raise VerificationError(f"product {tuple(weight.shape)}: error {ours:.1e}, cuBLAS has {cublas:.1e}")
-
-
-__all__ = ["SHAPES", "TOKENS", "Codec", "Product", "codecs", "geometric_mean", "ops", "products"]
