@@ -23,6 +23,7 @@ TAIL = 16  # zero bytes after the last tile, so that an 8-byte peek never leaves
 
 SYMBOLS = 256
 MAX_CODE_BITS = 12  # a 4096-entry table decodes any code in one look-up
+MIN_ELEMENTS = 4096  # what our writers code; below this, tables and index eat what coding saves
 MIN_COLS = 64  # trailing dimensions are merged until a row has at least this many columns
 
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit

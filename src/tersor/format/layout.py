@@ -30,6 +30,7 @@ from tersor.format.constants import (
     CODEC_RAW,
     CODEC_SPQR,
     MIN_COLS,
+    MIN_ELEMENTS,
     STREAM,
     SYMBOLS,
     TILE_COLS,
@@ -53,6 +54,11 @@ def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
         split -= 1
         cols *= shape[split]
     return math.prod(shape[:split]), cols
+
+
+def wants_compression(dtype: str, shape: Sequence[int]) -> bool:
+    """Whether our writers try the huffman codec on a tensor (FORMAT.md section 4)."""
+    return dtype in RAW_BYTES and len(shape) >= 2 and math.prod(shape) >= MIN_ELEMENTS
 
 
 def aligned(nbytes: int) -> int:

@@ -1,9 +1,10 @@
 """`tersor plan`: what a model would take, from headers only: which codec, which GPU, which context.
 
 Nothing but headers is read, also on the Hub (a few range requests), so planning for a 400 GB
-model takes seconds. Lossless sizes are estimates until a model is compressed: the bits per
+model takes seconds. Compressed sizes are estimates until a model is compressed: the bits per
 weight below are what trained models took (dev/BENCHMARKS.md), everything counted, and they vary
-by a percent or two between models. The KV cache is exact for the usual attention with grouped
+by a percent or two between models. Of the near-lossless sizes only those of `--bits 4` and `--bits 3`
+are given: matrices inside blocks, known by a number in their name, take these bits, all else is lossless. The KV cache is exact for the usual attention with grouped
 keys and values.
 """
 
@@ -11,19 +12,25 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tersor.format.checkpoint import Checkpoint, open_checkpoint
-from tersor.format.dtypes import nbytes
+from tersor.format.dtypes import QUANTIZABLE, nbytes
+from tersor.format.layout import wants_compression
 from tersor.format.validate import check_compressed, is_compressed
 from tersor.pipeline.source import hub_access, local_path, looks_like_hub_id
-from tersor.pipeline.stored_form import wants_compression
 
 # Bits per weight of the huffman codec on trained weights, index and tables counted.
 HUFFMAN_BITS: Mapping[str, float] = {"BF16": 10.8, "F16": 13.7, "F32": 26.8, "F8_E4M3": 6.8, "F8_E5M2": 6.9}
+
+# Bits per weight of the blocks' matrices under the settings that `compress --bits` takes by default.
+NEAR_LOSSLESS_BITS: Mapping[str, float] = {"4-bit": 4.65, "3-bit": 3.75}
+_LEAST_OUTPUTS = 32  # rows below which a matrix is a router or gate, and stays lossless
+_NUMBERED = re.compile(r"\.\d+\.")
 
 # Memory of common GPUs, in GB (1e9 bytes) as sold; a little is lost to driver and runtime.
 GPUS_GB = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)
@@ -77,13 +84,17 @@ def plan(
     kv = kv_bytes_per_token(config)
     original = sum(h.nbytes for h in headers)
     parameters = sum(math.prod(h.shape) for h in headers)
+    ways = [("as it is", original, True)]
     if measured is None:
-        lossless, exact = sum(_lossless_bytes(h) for h in headers), False
+        ways.append(("lossless", sum(_lossless_bytes(h) for h in headers), False))
+        if any(_is_matrix(h) for h in headers):
+            ways += [
+                (w, sum(_near_bytes(h, b) for h in headers), False) for w, b in NEAR_LOSSLESS_BITS.items()
+            ]
     else:
-        lossless, exact = measured, True
+        ways.append((*measured, True))
     sizes = tuple(
-        _size(codec, weights, is_exact, parameters, kv, context, gpu_bytes)
-        for codec, weights, is_exact in (("as it is", original, True), ("lossless", lossless, exact))
+        _size(codec, weights, exact, parameters, kv, context, gpu_bytes) for codec, weights, exact in ways
     )
     return Plan(str(model), parameters, context, kv, gpu_bytes, sizes)
 
@@ -113,6 +124,21 @@ def _lossless_bytes(header: TensorHeader) -> int:
     return int(math.prod(header.shape) * HUFFMAN_BITS[header.dtype] / 8)
 
 
+def _is_matrix(header: TensorHeader) -> bool:
+    """Whether a tensor looks like a matrix of a block that is worth quantising."""
+    return (
+        header.dtype in QUANTIZABLE
+        and len(header.shape) >= 2
+        and header.shape[-2] >= _LEAST_OUTPUTS
+        and wants_compression(header.dtype, header.shape)
+        and _NUMBERED.search(header.name) is not None
+    )
+
+
+def _near_bytes(header: TensorHeader, bits: float) -> int:
+    return int(math.prod(header.shape) * bits / 8) if _is_matrix(header) else _lossless_bytes(header)
+
+
 def _size(
     codec: str, weights: int, exact: bool, parameters: int, kv: int, context: int, gpu_bytes: int | None
 ) -> SizePlan:
@@ -127,7 +153,12 @@ def _size(
     )
 
 
-def _local_headers(source: Checkpoint) -> tuple[list[TensorHeader], Mapping[str, Any], int | None]:
+_Measured = tuple[str, int]  # what a compressed model is, and the bytes it takes
+
+
+def _local_headers(
+    source: Checkpoint,
+) -> tuple[list[TensorHeader], Mapping[str, Any], _Measured | None]:
     if not is_compressed(source):
         headers = [
             _header(name, s.tensors[name].dtype, s.tensors[name].shape) for s, name in source.tensors()
@@ -135,12 +166,14 @@ def _local_headers(source: Checkpoint) -> tuple[list[TensorHeader], Mapping[str,
         return headers, source.config or {}, None
     model = check_compressed(source)
     headers = [_header(name, e.dtype, e.shape) for name, e in model.entries.items()]
-    return headers, source.config or {}, sum(model.stored_bytes(name) for name in model.entries)
+    near = any(entry.parameters is not None for entry in model.entries.values())
+    stored = sum(model.stored_bytes(name) for name in model.entries)
+    return headers, source.config or {}, ("near-lossless" if near else "lossless", stored)
 
 
 def _hub_headers(
     model: str, revision: str | None
-) -> tuple[list[TensorHeader], Mapping[str, Any], int | None]:
+) -> tuple[list[TensorHeader], Mapping[str, Any], _Measured | None]:
     from huggingface_hub import get_safetensors_metadata, hf_hub_download
 
     with hub_access(model):

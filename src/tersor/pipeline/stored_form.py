@@ -16,7 +16,6 @@ from tersor.codec.quantized.dequantize import weight_sha256
 from tersor.codec.quantized.matrix import Bits
 from tersor.codec.quantized.parts import Matrix, entry_of, proven_matrix, to_parts
 from tersor.format.constants import CODEC_HUFFMAN, CODEC_RAW, CODEC_SPQR, MANIFEST_KEY
-from tersor.format.dtypes import RAW_BYTES
 from tersor.format.errors import VerificationError
 from tersor.format.layout import (
     BOOK,
@@ -30,23 +29,18 @@ from tersor.format.layout import (
     STEPS,
     TILES,
     stored_tensors,
+    wants_compression,
 )
 from tersor.format.manifest import TensorEntry, dump_manifest
 from tersor.format.parameters import SpqrParameters
 from tersor.format.shard import Extent, Shard, dump_header
 from tersor.pipeline.shard_writer import Part
 
-MIN_ELEMENTS = 4096  # below this, tables and index eat what coding saves
 _WIDEST = 10**18  # stands for any size or offset when room for a header is reckoned
 _STATISTICS, _OUTLIERS = (LEVELS, STATS, ORDER, STEPS), (COUNTS, PLACES, DELTAS)
 
 Quantized = Mapping[str, Matrix]
 """The tensors that were quantised, by name."""
-
-
-def wants_compression(dtype: str, shape: tuple[int, ...]) -> bool:
-    """Whether the huffman codec is tried on a tensor (FORMAT.md section 4)."""
-    return dtype in RAW_BYTES and len(shape) >= 2 and math.prod(shape) >= MIN_ELEMENTS
 
 
 def compressed_form(

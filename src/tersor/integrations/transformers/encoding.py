@@ -8,7 +8,6 @@ saved later carries the names the checkpoint had. What other converters compute 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +15,7 @@ import torch
 from transformers.core_model_loading import ConversionOps
 
 from tersor.format.constants import CODEC_HUFFMAN
-from tersor.format.dtypes import RAW_BYTES
-from tersor.format.layout import BOOK, OFFSETS, TILES
+from tersor.format.layout import BOOK, OFFSETS, TILES, wants_compression
 from tersor.format.manifest import TensorEntry
 from tersor.integrations.transformers.homes import Homes
 from tersor.integrations.transformers.loading import open_files
@@ -26,8 +24,6 @@ from tersor.integrations.transformers.tying import partners, tie_parts
 from tersor.kernels.ops import safetensors_dtype
 from tersor.nn import compress
 
-MIN_ELEMENTS = 4096  # FORMAT.md section 4, as the command line does it
-
 
 def prepare_encoding(
     model: Any, files: Sequence[str] | None, config: Mapping[str, Any], dtype: torch.dtype | None
@@ -35,13 +31,7 @@ def prepare_encoding(
     """Prepare `model` for a plain checkpoint, to be compressed while it is loaded."""
     extents = {n: e for shard in open_files(files, config).shards for n, e in shard.tensors.items()}
     homes = Homes(model).find(extents)
-    eligible = {
-        name
-        for name in homes
-        if extents[name].dtype in RAW_BYTES
-        and len(extents[name].shape) >= 2
-        and math.prod(extents[name].shape) >= MIN_ELEMENTS
-    }
+    eligible = {name for name in homes if wants_compression(extents[name].dtype, extents[name].shape)}
     converters: list[Any] = []
     for name in sorted(eligible):
         if homes[name].path is not None and homes[name].converter not in converters:

@@ -23,6 +23,7 @@ from tersor.codec.quantized.matrix import Bits
 from tersor.codec.quantized.parts import Matrix
 from tersor.format.checkpoint import Checkpoint, open_checkpoint
 from tersor.format.errors import UsageError
+from tersor.format.layout import wants_compression
 from tersor.format.validate import is_compressed
 from tersor.pipeline.compress import CompressResult
 from tersor.pipeline.near_lossless.attempts import Attempts, HeldOut, OnStep
@@ -34,7 +35,7 @@ from tersor.pipeline.plan import HUFFMAN_BITS
 from tersor.pipeline.progress import OnProgress, silent
 from tersor.pipeline.rewriting import open_output, publish
 from tersor.pipeline.source import local_path
-from tersor.pipeline.stored_form import header_room, wants_compression
+from tersor.pipeline.stored_form import header_room
 from tersor.pipeline.writing import Totals, config_of, write_shard
 from tersor.quantize.store import Store
 
