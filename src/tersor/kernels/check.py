@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from tersor.kernels.compiler import ARCHITECTURES, Program, compile_program
+from tersor.kernels.compiler import ARCHITECTURES, Compiled, Program, compile_program
 from tersor.kernels.huffman.device import KINDS, Decoding
 from tersor.kernels.huffman.device import program as huffman_program
 from tersor.kernels.window.layout import MACROS, Geometry
@@ -51,8 +51,12 @@ def main(architectures: list[str]) -> int:
     """Print a line per kernel and architecture; the number of kernels that spill."""
     spilling = 0
     for architecture in architectures or ARCHITECTURES:
+        texts: dict[tuple[str, tuple[str, ...]], Compiled] = {}  # several entry points are compiled at once
         for program in programs(architecture):
-            taken = compile_program(program, architecture).resources
+            text = program.source, program.options
+            if text not in texts:
+                texts[text] = compile_program(program, architecture)
+            taken = texts[text].resources_of(program.entry)
             tuning = " ".join(
                 f"{name}={value}" for name, value in program.constants if (name, value) not in MACROS
             )

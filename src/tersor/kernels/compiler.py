@@ -69,7 +69,11 @@ class Compiled:
     @property
     def resources(self) -> Resources:
         """What the kernel takes, read from the assembler's report."""
-        return _resources(self.log, self.program.entry)
+        return self.resources_of(self.program.entry)
+
+    def resources_of(self, entry: str) -> Resources:
+        """What another entry point of the same text takes."""
+        return _resources(self.log, entry)
 
 
 def _nvrtc() -> Any:

@@ -11,104 +11,21 @@
 // The two meet once a round through `sums`, which is double (BUFFERS = 2) where there is room: consumers run up to
 // a round ahead, and the stream from memory never stops at the end of a strip.
 //
-// The text is compiled for the number of input features and for 1, 2, 4, 8, 16, 24 or 32 tokens (TOKENS), so that
+// The text is compiled for the number of input features and for 1, 2, 4, 8, 16 or 32 tokens (TOKENS), so that
 // addresses of activations are one register and a constant.
 //
 // SLICE = 0: activations come through L1 (few tokens; x has TOKENS rows). The grid is (blocks, 1), y is written.
 // SLICE = n: blockIdx.y takes n spans of the columns, whose activations stay in shared memory, eight tokens
 //            side by side (activations.cuh); the sums of each span go to `partial`, and window_combine adds
 //            them, in the same order.
-#include "types.cuh"
-
-constexpr int TILES = ceil_div(TOKENS, 8);          // groups of 8 tokens: the n of the matrix instruction
-constexpr int TILE = TOKENS < 8 ? TOKENS : 8;       // tokens of a group
-
-#include "activations.cuh"
-#include "exceptions.cuh"
-#include "ring.cuh"
 #include "window_fragment.cuh"
+#include "window_work.cuh"
 
-constexpr int STRIP = TILE_ROWS;
 constexpr int THREADS = (CONSUMERS + TILES) * WARP;
-constexpr int STAGE_BYTES = 2 * BLOCK_BYTES;        // two blocks, 128 columns
-constexpr int SEGMENT_BLOCKS = SEGMENT_COLS / BLOCK_COLS, SPAN_BLOCKS = SPAN_COLS / BLOCK_COLS;
-constexpr int SEGMENT_STAGES = SEGMENT_BLOCKS / 2, SPAN_SEGMENTS = SPAN_COLS / SEGMENT_COLS;
-constexpr int SPANS = CONSUMERS / SPAN_SEGMENTS;    // in a round
-constexpr int SLOT_BYTES = 2 * WARP * 16;           // a record of up to 244 exceptions (3 %); longer ones stay in memory
 constexpr int SUM_PITCH = STRIP + 1;                // floats; keeps tokens in different banks
 constexpr int SUM = TOKENS * SUM_PITCH;             // floats of one segment
 [[maybe_unused]] constexpr int READY = 1;           // named barriers: the slice of x is in place,
 constexpr int FULL = 2, EMPTY = 4;                  // + 0 or 1: which of the buffers
-
-// Where in its share of the matrix a warp is. Spans are counted within blockIdx.y's columns.
-struct Position {
-    int strip, span;
-
-    __device__ __forceinline__ void advance(int by, int spans) {
-        span += by;
-        while (span >= spans) span -= spans, strip += gridDim.x;
-    }
-};
-
-struct Problem {
-    const u8* weights;   // of the first block of this slice
-    const int* places;   // of the first record of this slice
-    const u8* records;
-    Activations x;       // of this slice
-    int tokens, strips, row_blocks, row_segments;  // of the whole matrix,
-    int blocks, spans, rounds;                     // of this slice
-};
-
-// A warp's weights, segment after segment, each SEGMENT_STAGES stages, the last of them empty if it is short.
-struct Feed {
-    Ring<STAGES, STAGE_BYTES> ring;
-    const u8* from;
-    int left, stage = 0, segment, lane;
-    Position place;
-
-    __device__ __forceinline__ Feed(const Problem& p, u8* stages, Position place, int segment, int lane)
-        : ring(stages, lane), segment(segment), lane(lane), place(place) {
-        aim(p);
-        for (int i = 0; i < STAGES - 1; i++) fetch(p);
-    }
-    __device__ __forceinline__ void aim(const Problem& p) {
-        const int block = place.span * SPAN_BLOCKS + segment * SEGMENT_BLOCKS;
-        left = place.strip < p.strips ? min(p.blocks - block, SEGMENT_BLOCKS) * BLOCK_BYTES : 0;
-        from = p.weights + ((long long)place.strip * p.row_blocks + block) * BLOCK_BYTES + lane * 16;
-    }
-    __device__ __forceinline__ void fetch(const Problem& p) {
-        ring.fill(from, left, lane);
-        from += STAGE_BYTES;
-        left -= STAGE_BYTES;
-        if (++stage == SEGMENT_STAGES) {
-            stage = 0;
-            place.advance(SPANS, p.spans);
-            aim(p);
-        }
-    }
-};
-
-// A segment's record: asked for when its weights are, read after them.
-struct Record {
-    u8* slot;
-    int2 place;  // of the next record, in units of 16 bytes
-
-    __device__ __forceinline__ void locate(const Problem& p, Position at, int segment) {
-        const int k = at.span * SPAN_SEGMENTS + segment;
-        const int* entry = p.places + (long long)at.strip * p.row_segments + k;
-        place = at.strip < p.strips && k * SEGMENT_BLOCKS < p.blocks ? make_int2(__ldg(entry), __ldg(entry + 1)) : make_int2(0, 0);
-    }
-    // Begin to copy it; belongs to the group that is committed next. Returns where it will be.
-    __device__ __forceinline__ const u8* ask(const Problem& p, int lane) {
-        const int size = place.y - place.x;
-        const u8* from = p.records + (long long)place.x * ALIGN;
-        if (size * ALIGN > SLOT_BYTES) return from;
-        const u32 to = shared_address(slot);
-        if (lane < size) copy_async_16(to + lane * 16, from + lane * 16);
-        if (lane + WARP < size) copy_async_16(to + (lane + WARP) * 16, from + (lane + WARP) * 16);
-        return slot;
-    }
-};
 
 // Add the exceptions of a segment, from column `first` on, to its sums for the tokens of TOGETHER tiles. Two lanes share
 // a row: lane = 2 row + j takes every second exception, two at a time so that their loads overlap.

@@ -23,7 +23,7 @@ from tersor.kernels.launcher import Kernel, Launch, multiprocessors, shared_limi
 KINDS = {"BF16": 0, "F16": 1, "F32": 2, "F8_E4M3": 3, "F8_E5M2": 3}
 _INTEGERS = {"BF16": torch.int16, "F16": torch.int16, "F32": torch.int32}
 
-_MOST_WARPS = 12
+_MOST_WARPS, _FEWEST_WARPS = 12, SYMBOLS // 32  # of huffman_decode; a thread per symbol begins the table
 _ROW_WARPS = 12
 _ROW_BLOCKS = 2  # per multiprocessor; each builds the table once
 _ENCODE_WARPS = 8
@@ -47,10 +47,13 @@ class Decoding:
 
     @classmethod
     def fitting(cls, kind: int, shared: int) -> Decoding:
-        """At most 12 warps: more of them only wait for each other (measured on an H200)."""
+        """At most 12 warps: more of them only wait for each other (measured on an H200); 8 build the table."""
         slot = 2048 if kind in (KINDS["BF16"], KINDS["F32"]) else 3584
-        one = cls(kind, 1, slot)
-        return cls(kind, min(_MOST_WARPS, (shared - _TABLE_BYTES) // (one.shared - _TABLE_BYTES)), slot)
+        for warps in range(_MOST_WARPS, _FEWEST_WARPS, -1):
+            if cls(kind, warps, slot).shared <= shared:
+                return cls(kind, warps, slot)
+        spare = (shared - cls(kind, _FEWEST_WARPS, -16).shared) // (2 * _FEWEST_WARPS) - 16
+        return cls(kind, _FEWEST_WARPS, min(slot, spare // ALIGN * ALIGN))
 
     @property
     def shared(self) -> int:

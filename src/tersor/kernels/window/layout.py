@@ -38,7 +38,7 @@ So the warp that multiplies a segment gets all it needs besides the blocks in on
 long before. The base of a row in a segment is the smallest one that leaves the fewest exceptions.
 
 Rejected: a base per matrix (0.3 % more exceptions); lists per row, found through pointers (three dependent
-trips to a busy memory: 0.7 of cuBLAS's speed, dev/LOG.md); exceptions left to warps of their own (too few
+trips to a busy memory: 0.75 of cuBLAS's speed at 8 tokens, dev/LOG.md); exceptions left to warps of their own (too few
 of them to hide their latency: 1.0 of cuBLAS's speed at 8 tokens); exceptions of 24 or 26 bits (0.07 bits per
 weight less, but five instructions more each, and instructions are what is short); one-hot matrix products
 for exceptions (slower); exceptions patched into the weights before the product (they would have to pass
