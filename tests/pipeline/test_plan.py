@@ -11,7 +11,7 @@ import pytest
 from crafting import Tensor, file_bytes, gaussian, write_model
 from tersor.format.errors import UsageError
 from tersor.pipeline.compress import compress
-from tersor.pipeline.plan import GPUS_GB, RUNTIME_BYTES, kv_bytes_per_token, plan
+from tersor.pipeline.plan import GPUS_GB, NEAR_LOSSLESS_BITS, RUNTIME_BYTES, kv_bytes_per_token, plan
 from tersor.pipeline.source import local_path, looks_like_hub_id
 
 LLAMA_8B = {"num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_size": 4096}
@@ -40,8 +40,12 @@ def test_before_and_after_compressing(demo_model: Path, tmp_path: Path) -> None:
     guessed = plan(demo_model, context=100, gpu_bytes=24 * 10**9)
     made = compress(demo_model, tmp_path / "c")
     known = plan(made.path, context=100, gpu_bytes=24 * 10**9)
-    assert [s.codec for s in guessed.sizes] == [s.codec for s in known.sizes] == ["as it is", "lossless"]
-    assert [s.exact for s in guessed.sizes] == [True, False]
+    assert [s.codec for s in guessed.sizes] == ["as it is", "lossless", "4-bit", "3-bit"]
+    assert [s.codec for s in known.sizes] == ["as it is", "lossless"]
+    matrices, others = 786_432, 1_049_728 - 786_432
+    for size, bits in zip(guessed.sizes[2:], NEAR_LOSSLESS_BITS.values(), strict=True):
+        assert size.weight_bytes == pytest.approx((bits * matrices + 10.8 * others) / 8, rel=0.01)
+    assert [s.exact for s in guessed.sizes] == [True, False, False, False]
     assert [s.exact for s in known.sizes] == [True, True]
     assert guessed.sizes[0].weight_bytes == known.sizes[0].weight_bytes == made.original_bytes
     assert known.sizes[1].weight_bytes == made.stored_bytes

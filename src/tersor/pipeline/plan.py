@@ -3,9 +3,9 @@
 Nothing but headers is read, also on the Hub (a few range requests), so planning for a 400 GB
 model takes seconds. Compressed sizes are estimates until a model is compressed: the bits per
 weight below are what trained models took (dev/BENCHMARKS.md), everything counted, and they vary
-by a percent or two between models. Of the near-lossless sizes only those of `--bits 4` and `--bits 3`
-are given: matrices inside blocks, known by a number in their name, take these bits, all else is lossless. The KV cache is exact for the usual attention with grouped
-keys and values.
+by a percent or two between models. Near-lossless are the sizes of `--bits 4` and `--bits 3`:
+matrices inside blocks, known by a number in their name, take these bits, all else is lossless.
+The KV cache is exact for the usual attention with grouped keys and values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tersor.pipeline.source import hub_access, local_path, looks_like_hub_id
 HUFFMAN_BITS: Mapping[str, float] = {"BF16": 10.8, "F16": 13.7, "F32": 26.8, "F8_E4M3": 6.8, "F8_E5M2": 6.9}
 
 # Bits per weight of the blocks' matrices under the settings that `compress --bits` takes by default.
-NEAR_LOSSLESS_BITS: Mapping[str, float] = {"4-bit": 4.65, "3-bit": 3.75}
+NEAR_LOSSLESS_BITS: Mapping[str, float] = {"4-bit": 4.67, "3-bit": 3.74}
 _LEAST_OUTPUTS = 32  # rows below which a matrix is a router or gate, and stays lossless
 _NUMBERED = re.compile(r"\.\d+\.")
 
