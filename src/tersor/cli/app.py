@@ -10,7 +10,18 @@ from typing import Annotated, Any
 import typer
 
 from tersor._version import __version__
-from tersor.cli.commands import compress, decompress, demo, doctor, evaluate, inspect, plan, run_model, verify
+from tersor.cli.commands import (
+    bench,
+    compress,
+    decompress,
+    demo,
+    doctor,
+    evaluate,
+    inspect,
+    plan,
+    run_model,
+    verify,
+)
 from tersor.cli.render import print_error
 from tersor.format.errors import TersorError
 
@@ -63,6 +74,7 @@ for _name, _module in (
     ("plan", plan),
     ("run", run_model),
     ("eval", evaluate),
+    ("bench", bench),
     ("doctor", doctor),
     ("demo", demo),
 ):

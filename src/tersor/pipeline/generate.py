@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from tersor.format.errors import MissingDependency, UsageError
 from tersor.pipeline.source import local_path
 
 if TYPE_CHECKING:
     import torch
+
+    from tersor.nn.layouts import Layout
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,14 @@ def require_transformers() -> Any:
 class Generator:
     """A loaded model with its tokenizer. `device` is "cpu", "cuda" or "auto"."""
 
-    def __init__(self, model: str | Path, device: str = "auto") -> None:
-        """Load `model` (directory or Hub id), plain or compressed."""
+    def __init__(
+        self, model: str | Path, device: str = "auto", layout: str = "auto", exact: bool = False
+    ) -> None:
+        """Load `model` (directory or Hub id), plain or compressed; `layout` and `exact` as in TersorConfig."""
         transformers = require_transformers()
         import torch
+
+        from tersor.nn import lay_out
 
         self.path = local_path(str(model))
         if self.path.is_file():
@@ -67,12 +73,13 @@ class Generator:
             loaded = transformers.AutoModelForCausalLM.from_pretrained(self.path, dtype="auto")
         except (OSError, ValueError, RuntimeError) as error:
             raise UsageError(f"{self.path}: Transformers cannot load it: {error}") from error
-        self._model = loaded.to(self.device).eval()
+        self.model = loaded.to(self.device).eval()
+        lay_out(self.model, cast("Layout", layout), exact)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all parameters and buffers as they lie in memory, each counted once."""
-        held = {t.data_ptr(): t.nbytes for t in [*self._model.parameters(), *self._model.buffers()]}
+        held = {t.data_ptr(): t.nbytes for t in [*self.model.parameters(), *self.model.buffers()]}
         return sum(held.values())
 
     def generate(
@@ -89,7 +96,7 @@ class Generator:
         transformers = require_transformers()
         import torch
 
-        ids = self._prompt_ids(prompt, chat).to(self.device)
+        ids = self.prompt_ids(prompt, chat).to(self.device)
         torch.manual_seed(seed)
         sampling: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
@@ -97,7 +104,7 @@ class Generator:
         streamer = _streamer(transformers, self._tokenizer, on_text) if on_text else None
         started = time.monotonic()
         with torch.inference_mode():
-            output = self._model.generate(
+            output = self.model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=max_new_tokens,
@@ -110,7 +117,8 @@ class Generator:
         text = self._tokenizer.decode(new, skip_special_tokens=True)
         return Generation(self.path, self.device, ids.shape[1], tuple(new), text, seconds, self.weight_bytes)
 
-    def _prompt_ids(self, prompt: str, chat: bool) -> torch.Tensor:
+    def prompt_ids(self, prompt: str, chat: bool = False) -> torch.Tensor:
+        """The prompt's tokens (1, n), as a user's turn if `chat`."""
         if not chat:
             ids: torch.Tensor = self._tokenizer(prompt, return_tensors="pt").input_ids
             if not ids.shape[1]:

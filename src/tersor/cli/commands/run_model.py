@@ -30,6 +30,10 @@ def command(
         bool, typer.Option(help="Give the prompt as a user's turn, by the model's chat template.")
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
+    layout: Annotated[
+        str, typer.Option(help="Of the weights in GPU memory: auto, compact or fast.")
+    ] = "auto",
+    exact: Annotated[bool, typer.Option(help="On a GPU too, compute the plain model's bits.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Generate text from a model, compressed or not, and tell how fast it was.
@@ -38,7 +42,7 @@ def command(
     """
     from tersor.pipeline.generate import Generator
 
-    generator = Generator(model, device)
+    generator = Generator(model, device, layout, exact)
     show = None if as_json else lambda text: out.print(text, end="", markup=False)
     result = generator.generate(
         prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed, chat=chat, on_text=show
