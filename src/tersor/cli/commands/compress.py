@@ -68,7 +68,8 @@ def command(
         Method | None,
         typer.Option(
             rich_help_panel=_HOW,
-            help="spqr (the default), gptq and rtn have codes of fixed width; integers are entropy coded.",
+            help="spqr, gptq and rtn have codes of fixed width, integers are entropy coded: smaller for the same loss. "
+            "Unless given: spqr for a width, integers for what an allocation reaches.",
         ),
     ] = None,
     group: Annotated[
@@ -131,8 +132,8 @@ def command(
     Streams shard by shard in bounded memory. Every tensor is decoded and compared bit for bit before it is written,
     and OUT appears only when all of it is there. Interrupted, run the same command again: it goes on where it was.
 
-    With one of --bits, --max-ppl-loss, --max-kl and --size the matrices of the model's blocks are quantised by SpQR
-    (or --method) and all else is stored without loss. The model must be a causal language model that Transformers
+    With one of --bits, --max-ppl-loss, --max-kl and --size the matrices of the model's blocks are quantised and all
+    else is stored without loss. The model must be a causal language model that Transformers
     loads. With a width it is read block by block; other goals, and --heldout, load it whole, twice.
     """
     wanted = request(

@@ -69,15 +69,15 @@ def _goal(options: Options) -> Goal:
     require_transformers()  # what follows needs torch; this says what to install
     from tersor.pipeline.near_lossless.goal import one_method, target
 
-    family = options.method or "spqr"
     own = [o for o in options.given() if o in ("--group", "--rows", "--tau")]
     bits = options.bits
-    if bits is not None and (bits == int(bits) or family != "spqr"):
-        return one_method(family, bits, options.group, options.rows, options.tau)
+    if bits is not None and (bits == int(bits) or options.method not in (None, "spqr")):
+        return one_method(options.method or "spqr", bits, options.group, options.rows, options.tau)
     if own:
         raise UsageError(
             f"{own[0]} fixes the method, and here an allocation chooses it; give it with a whole number of --bits"
         )
+    family = options.method or "integers"  # the smallest for the same loss (dev/BENCHMARKS.md)
     if bits is not None:
         return target("bits", bits, family)
     if options.max_kl is not None:

@@ -208,9 +208,8 @@ def _search(
     opened = open_model(source, device, whole=goal.kind != "method" or windows is not None)
     output.scratch.mkdir(exist_ok=True)
     attempts = Attempts(opened, sequences, windows, output.scratch, device, on_step)
-    names = sorted({place.matrix for place in opened.places.values()})
     dtype = next(e.dtype for s in source.shards for n, e in s.tensors.items() if n in opened.places)
-    search = Search(attempts, names, HUFFMAN_BITS[dtype])
+    search = Search(attempts, opened.matrices(), HUFFMAN_BITS[dtype])
     others = _other_bytes(source, opened) if goal.kind == "size" else 0
     found = search.run(goal, opened.weights(), others)
     places: dict[str, Any] = {}

@@ -59,22 +59,20 @@ class Opened:
     served: torch.dtype
     places: Mapping[str, Place]
 
+    def matrices(self) -> list[str]:
+        """The quantiser's matrices that hold tensors of the checkpoint, sorted."""
+        return sorted({place.matrix for place in self.places.values()})
+
     def weights(self) -> int:
-        """Weights in all matrices that can be quantised."""
-        return sum(
-            module_weight.numel()
-            for name, module_weight in self._matrices().items()
-            if name in {place.matrix for place in self.places.values()}
-        )
+        """Weights in all of them."""
+        found = matrices_of(self.model)
+        return sum(found[name].numel() for name in self.matrices())
 
     def allows(self, matrix: str, method: Method) -> bool:
         """Whether a matrix can be quantised so: a tensor that is cut out of it must begin with a grid."""
         own = [place for place in self.places.values() if place.matrix == matrix]
         run = method.run if isinstance(method, Settings) else 1
         return bool(own) and all(place.first % run == 0 for place in own)
-
-    def _matrices(self) -> dict[str, torch.Tensor]:
-        return matrices_of(self.model)
 
 
 def matrices_of(model: Any) -> dict[str, torch.Tensor]:
