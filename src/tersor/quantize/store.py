@@ -7,6 +7,7 @@ This is scratch, not the checkpoint format.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from dataclasses import fields
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tersor.codec.quantized.integers import Integers
@@ -66,5 +67,8 @@ class Store:
 
 def _replace(path: Path, write: Any) -> None:
     scratch = path.with_suffix(".part")
-    write(scratch)
+    try:
+        write(scratch)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise OSError(errno.EIO, str(error), str(path)) from error
     scratch.replace(path)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from crafting import tree
-from tersor.format.errors import UsageError
+from tersor.format.errors import Interrupted, OutputExists, UsageError
 from tersor.pipeline.near_lossless.attempts import Step
 from tersor.pipeline.near_lossless.goal import Calibration, Goal, one_method, target
 from tersor.pipeline.near_lossless.job import compress_near_lossless
+from tersor.quantize import store
 
 Build = Callable[[str], Path]
 
@@ -103,6 +106,44 @@ def test_killed_and_run_again(
         assert result.compressed.resumed_tensors in (at - 1, at)  # the writer may be one behind
     elif what == "method":
         assert len(kept) == at
+
+
+def test_killed_after_the_output_appeared(
+    plain: Build, calibration: Calibration, undisturbed: Whole, tmp_path: Path
+) -> None:
+    """Between renaming the output and sweeping up, the last step of all: the next run sweeps."""
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed("method"), out)
+    (out / ".tersor-scratch" / "x").mkdir(parents=True)
+    (out / ".tersor-job.json").touch()
+    with pytest.raises(OutputExists):
+        compress_near_lossless(plain("one block"), out, GOALS["method"], calibration)
+    assert tree(out) == tree(undisturbed("method"))
+
+
+def test_a_full_disk_while_quantising_is_told_and_gone_on_from(
+    plain: Build,
+    calibration: Calibration,
+    undisturbed: Whole,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    kept, left = store.save_file, 3
+
+    def full(*arguments: object) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        kept(*arguments)  # type: ignore[arg-type]
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "save_file", full)
+        with pytest.raises(Interrupted, match=r"No space left .* run the same command again"):
+            compress_near_lossless(plain("one block"), out, GOALS["method"], calibration)
+    compress_near_lossless(plain("one block"), out, GOALS["method"], calibration)
+    assert tree(out) == tree(undisturbed("method"))
 
 
 def test_another_goal_does_not_take_up_what_is_left(

@@ -88,8 +88,10 @@ def matrices_of(model: Any) -> dict[str, torch.Tensor]:
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The model's tokenizer."""
+    """The model's tokenizer; from here on Transformers is quiet, our own progress is shown."""
     transformers = require_transformers()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     try:
         return transformers.AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, RuntimeError) as error:
