@@ -39,7 +39,7 @@ from tersor.pipeline.shard_writer import Part
 _WIDEST = 10**18  # stands for any size or offset when room for a header is reckoned
 _STATISTICS, _OUTLIERS = (LEVELS, STATS, ORDER, STEPS), (COUNTS, PLACES, DELTAS)
 
-Quantized = Mapping[str, Matrix]
+Matrices = Mapping[str, Matrix]
 """The tensors that were quantised, by name."""
 
 

@@ -29,7 +29,7 @@ from tersor.pipeline.output import Output
 from tersor.pipeline.progress import OnProgress, Progress
 from tersor.pipeline.read_ahead import Budget, read_ahead
 from tersor.pipeline.shard_writer import Part, ShardWriter, finished
-from tersor.pipeline.stored_form import Quantized, compressed_form, header_room, quantized_form, split_bits
+from tersor.pipeline.stored_form import Matrices, compressed_form, header_room, quantized_form, split_bits
 
 _SPARE_BYTES = 256 << 20  # budget beyond two of the largest tensors
 _FOOTPRINT = 1.75  # a tensor in flight: its bytes, and at most 0.75 of them compressed
@@ -75,7 +75,7 @@ def config_of(config: Mapping[str, Any] | None, recorded: Mapping[str, Any] | No
 
 
 def write_shard(
-    shard: Shard, output: Output, source: Checkpoint, quantized: Quantized, totals: Totals
+    shard: Shard, output: Output, source: Checkpoint, quantized: Matrices, totals: Totals
 ) -> list[str]:
     """Write one shard compressed, or take up where an earlier run was; returns the names it stores."""
     target = output.partial / shard.path.name
@@ -95,7 +95,7 @@ def write_shard(
 
 
 def _write_rest(
-    shard: Shard, writer: ShardWriter, source: Checkpoint, quantized: Quantized, totals: Totals
+    shard: Shard, writer: ShardWriter, source: Checkpoint, quantized: Matrices, totals: Totals
 ) -> None:
     """Write the tensors that `writer` does not hold yet; the drawing at the top of the module."""
     largest = max((e.nbytes for s in source.shards for e in s.tensors.values()), default=0)
