@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tersor.cli.commands.near_lossless import Method, Options, request, show_result, show_step
+from tersor.cli.commands.near_lossless import Method, Options, late_bar, request, show_result, show_step
 from tersor.cli.commands.options import AsJson, Model, Quiet
 from tersor.cli.render import name, out, print_json, progress_bar, seconds, size
 
@@ -154,16 +154,17 @@ def command(
             device,
         )
     )
-    with progress_bar("compressing", quiet or as_json) as show:
-        if wanted is None:
-            from tersor.pipeline.compress import compress
+    if wanted is None:
+        from tersor.pipeline.compress import compress
 
+        with progress_bar("compressing", quiet or as_json) as show:
             result = compress(model, output, revision=revision, on_progress=show)
-            print_json(result) if as_json else _show(result)
-            return
-        from tersor.pipeline.near_lossless.job import compress_near_lossless
+        print_json(result) if as_json else _show(result)
+        return
+    from tersor.pipeline.near_lossless.job import compress_near_lossless
 
-        goal, calibration = wanted
+    goal, calibration = wanted
+    with late_bar("compressing", quiet or as_json) as show:
         near = compress_near_lossless(
             model,
             output,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tersor.cli.amounts import parse_bytes, parse_share
 from tersor.cli.commands.inspect import split
-from tersor.cli.render import err, name, out, seconds, size
+from tersor.cli.render import err, name, out, progress_bar, seconds, size
 from tersor.format.errors import UsageError
+from tersor.pipeline.progress import OnProgress, Progress
 
 if TYPE_CHECKING:
     from tersor.pipeline.near_lossless.attempts import HeldOut, Step
@@ -94,6 +97,20 @@ def _calibration(options: Options) -> Calibration:
     assert options.calib is not None
     sequences = 128 if options.sequences is None else options.sequences
     return Calibration(options.calib, sequences, options.length, options.seed or 0)
+
+
+@contextmanager
+def late_bar(doing: str, quiet: bool) -> Iterator[OnProgress]:
+    """A progress bar that begins with the first progress: what came before would spoil its estimate."""
+    with ExitStack() as stack:
+        bar: OnProgress | None = None
+
+        def show(step: Progress) -> None:
+            nonlocal bar
+            bar = bar or stack.enter_context(progress_bar(doing, quiet))
+            bar(step)
+
+        yield show
 
 
 def show_step(step: Step) -> None:
