@@ -6,15 +6,21 @@ Every function has one signature and one result in both; `tersor.codec.reference
 
 from __future__ import annotations
 
+import logging
 from importlib.util import find_spec
 
 from tersor.codec.packed import Packed
 
-if find_spec("numba") is not None:
+try:
     from tersor.codec.fast import decode, decode_rows, decode_strips, encode, histogram
 
     BACKEND = "numba"
-else:
+except ImportError as error:
+    if find_spec("numba") is not None:
+        logging.getLogger(__name__).warning(
+            "numba is installed and cannot be used (%s); the codec runs on NumPy, about forty times slower",
+            error,
+        )
     from tersor.codec.reference import decode, decode_rows, decode_strips, encode, histogram
 
     BACKEND = "numpy"

@@ -9,8 +9,9 @@ compiled code knows no strings.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import DTypeLike
+
+from tersor.codec.compiled import compiled
 
 KINDS = {"BF16": 0, "F16": 1, "F32": 2, "F8_E4M3": 3, "F8_E5M2": 3}
 ELEMENT: dict[str, DTypeLike] = {
@@ -23,7 +24,7 @@ ELEMENT: dict[str, DTypeLike] = {
 _BF16, _F16, _F32 = KINDS["BF16"], KINDS["F16"], KINDS["F32"]
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def split_symbols(kind, elements, first, symbols, n):  # type: ignore[no-untyped-def]
     """Write the symbols of `n` elements, from `first` on, to `symbols`."""
     v, s = elements[first : first + n], symbols[:n]
@@ -41,7 +42,7 @@ def split_symbols(kind, elements, first, symbols, n):  # type: ignore[no-untyped
             s[i] = np.uint8(v[i])
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def split_raw(kind, elements, first, out, at, plane, n):  # type: ignore[no-untyped-def]
     """Write the raw bytes of `n` elements to `out` from `at` on, planes `plane` bytes apart."""
     v, p = elements[first : first + n], out[at : at + n]
@@ -61,7 +62,7 @@ def split_raw(kind, elements, first, out, at, plane, n):  # type: ignore[no-unty
             r[i] = np.uint8(v[i] >> 24 & 0x80) | np.uint8(v[i] >> 16 & 0x7F)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def join(kind, symbols, at, tiles, raw_at, plane, elements, first, n):  # type: ignore[no-untyped-def]
     """Write `n` elements from `first` on: symbols from `at`, raw bytes from `raw_at` of `tiles`."""
     s, v = symbols[at : at + n], elements[first : first + n]

@@ -109,6 +109,8 @@ def decode(packed: Packed, where: str = "tensor", out: U8 | None = None) -> U8:
     check_book(packed.book, where)
     if out is None:
         out = np.empty(packed.original_nbytes, np.uint8)
+    if out.nbytes != packed.original_nbytes:
+        raise ValueError(f"{where}: decodes to {packed.original_nbytes} bytes, `out` has {out.nbytes}")
     _refuse_bad(_decode_grid(packed, packed.offsets, packed.grid, out.view(ELEMENT[packed.dtype])), where)
     return out
 

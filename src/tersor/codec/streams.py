@@ -21,11 +21,11 @@ Two tables of 16 and 4 KiB stay in a 32 KiB L1 cache; one table of 8-byte entrie
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from tersor.codec.compiled import compiled
 from tersor.codec.huffman import canonical_codes
-from tersor.codec.unaligned import load_u8, load_u64, store_u32, store_u64
+from tersor.codec.unaligned import load_u64, store_u32, store_u64
 from tersor.format.constants import MAX_CODE_BITS, STREAM
 
 SLACK = 32  # scratch bytes behind each stream's symbols: four look-ups of four, and a last store
@@ -60,7 +60,7 @@ def multi_table(book: NDArray[np.uint8]) -> tuple[NDArray[np.uint32], NDArray[np
     return symbols, (count << 4 | bits).astype(np.uint8)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def encode_stream(symbols, n, table, out, at):  # type: ignore[no-untyped-def]
     """Code `n` symbols into `out` from byte `at` on; returns the bytes used. Writes up to 8 beyond."""
     acc = np.uint64(0)
@@ -91,7 +91,7 @@ def encode_stream(symbols, n, table, out, at):  # type: ignore[no-untyped-def]
     return at + np.int64((pending + np.uint64(7)) >> np.uint64(3)) - begin
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled
 def _look_up(word, symbols, meta, out, at):  # type: ignore[no-untyped-def]
     """One look-up: store four symbols, return the rest of the word, the next position and the bits used."""
     index = np.int64(word & np.uint64(_MASK))
@@ -101,7 +101,7 @@ def _look_up(word, symbols, meta, out, at):  # type: ignore[no-untyped-def]
     return word >> used, at + np.int64(m >> np.uint64(4)), used
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def decode_four(buffer, b0, b1, b2, b3, last, n, symbols, meta, out):  # type: ignore[no-untyped-def]
     """Decode four streams of `n` symbols, beginning at bytes b0..b3, to rows of `out` (4 * ROW,).
 
@@ -128,12 +128,3 @@ def decode_four(buffer, b0, b1, b2, b3, last, n, symbols, meta, out):  # type: i
             p3 += u3
         o0, o1, o2, o3 = min(o0, e0), min(o1, e1), min(o2, e2), min(o3, e3)
         p0, p1, p2, p3 = min(p0, limit), min(p1, limit), min(p2, limit), min(p3, limit)
-
-
-@njit(nogil=True, cache=True)
-def stream_bytes(buffer, first, count):  # type: ignore[no-untyped-def]
-    """The sum of the `count` stream lengths that begin at byte `first`."""
-    total = 0
-    for i in range(count):
-        total += np.int64(load_u8(buffer, first + i))
-    return total

@@ -8,8 +8,8 @@ tiles `first` to `stop` and may run in many threads at once.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from tersor.codec.compiled import compiled
 from tersor.codec.elements import join, split_raw, split_symbols
 from tersor.codec.streams import GROUP, ROW, decode_four, encode_stream
 from tersor.codec.unaligned import load_u8, store_u8
@@ -18,18 +18,18 @@ from tersor.format.constants import ALIGN, STREAM, SYMBOLS, TILE_COLS, TILE_ROWS
 _COUNTERS = 4  # histograms filled in turn, so that equal neighbours do not wait for each other
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _align(n):  # type: ignore[no-untyped-def]
     return (n + ALIGN - 1) // ALIGN * ALIGN
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _zero_to(out, at, end):  # type: ignore[no-untyped-def]
     for i in range(at, end):
         store_u8(out, i, 0)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def count_symbols(kind, elements, first, stop):  # type: ignore[no-untyped-def]
     """Counts (256,) of the symbols of elements `first` to `stop`."""
     counts = np.zeros(_COUNTERS * SYMBOLS, np.int64)
@@ -50,7 +50,7 @@ def count_symbols(kind, elements, first, stop):  # type: ignore[no-untyped-def]
     return counts.reshape(_COUNTERS, SYMBOLS).sum(axis=0)
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def encode_tiles(kind, raw, elements, rows, cols, first, stop, table, out, units):  # type: ignore[no-untyped-def]
     """Encode tiles to `out`; their sizes in units of 16 bytes go to `units`. Returns the bytes used."""
     symbols = np.zeros(STREAM, np.uint8)
@@ -83,7 +83,7 @@ def encode_tiles(kind, raw, elements, rows, cols, first, stop, table, out, units
     return at
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _streams_begin(raw, tiles, begin, end, height, width):  # type: ignore[no-untyped-def]
     """Bytes at which a tile's lengths and streams begin; -1 if its parts do not fill its extent."""
     length_at = begin + _align(raw * height * width)
@@ -100,7 +100,7 @@ def _streams_begin(raw, tiles, begin, end, height, width):  # type: ignore[no-un
     return length_at, body
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def decode_tiles(kind, raw, tiles, offsets, rows, cols, first, stop, table, meta, elements):  # type: ignore[no-untyped-def]
     """Decode tiles to `elements`. Returns the first tile whose stream lengths lie, or -1."""
     scratch = np.zeros(GROUP * ROW, np.uint8)
@@ -134,7 +134,7 @@ def decode_tiles(kind, raw, tiles, offsets, rows, cols, first, stop, table, meta
     return -1
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def decode_row(kind, raw, tiles, offsets, rows, cols, row, table, meta, elements, out_row):  # type: ignore[no-untyped-def]
     """Decode row `row` of the matrix to row `out_row` of `elements`. Returns a lying tile, or -1."""
     scratch = np.zeros(GROUP * ROW, np.uint8)

@@ -93,10 +93,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def _index_path(path: Path) -> Path | None:
+    if (path / "model.safetensors").exists():  # where both are there, Transformers takes the file, too
+        return None
     if (path / INDEX).exists():
         return path / INDEX
-    if (path / "model.safetensors").exists():
-        return None
     found = sorted(path.glob("*.safetensors.index.json"))
     if len(found) > 1:
         raise UsageError(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from tersor.codec.quantized.parts import check_places
 from tersor.format.constants import CODEC_HUFFMAN, CODEC_INTEGERS, CODEC_SPQR
 from tersor.format.errors import UnknownCodec
 from tersor.format.layout import (
@@ -38,6 +39,7 @@ from tersor.format.manifest import TensorEntry
 from tersor.format.parameters import SpqrParameters
 from tersor.kernels import quantized_ops  # noqa: F401  (defines the operators of quantised tensors)
 from tersor.kernels.ops import torch_dtype  # importing it defines torch.ops.tersor
+from tersor.nn.soundness import check_huffman
 
 # The arrays that a codec's operator takes, in its order.
 _ARGUMENTS = {
@@ -107,6 +109,21 @@ class Stored:
             op = torch.ops.tersor.spqr_dequantize
             numbers = (p.bits, p.group, p.rows, p.stat_bits, p.unit)
         return op(*arrays, entry.dtype, entry.shape, *numbers).to(self.dtype)
+
+    def check(self, module: nn.Module, where: str) -> None:
+        """Raise a FormatError, with `where`, unless kernels may decode the stored arrays (if they are here)."""
+        if self.device(module).type == "meta":
+            return
+        arrays = self._arrays(module)
+        if self.entry.codec == CODEC_SPQR:
+            named = dict(zip(_ARGUMENTS[CODEC_SPQR], arrays, strict=True))
+            small = {k: v.detach().cpu().numpy() for k, v in named.items() if v is not None and k != CODES}
+            check_places(self.entry, small, where)
+            return
+        tiles, offsets, book = arrays[:3]
+        assert tiles is not None and offsets is not None and book is not None
+        dtype = self.entry.dtype if self.entry.codec == CODEC_HUFFMAN else "F8_E4M3"
+        check_huffman(tiles, offsets, book, dtype, self.shape, where)
 
     def rows(self, module: nn.Module, rows: Tensor) -> Tensor:
         """Rows of the format's matrix: [n, columns] for int64 `rows` [n]."""

@@ -6,6 +6,7 @@ against cuBLAS (`tersor.kernels.bench`). With models: tokens per second of each 
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Sequence
@@ -82,14 +83,16 @@ def bench_model(
 
     `layout` and `exact` are as in TersorConfig; `fuse` lets torch compile the step first.
     """
+    generator = Generator(model, device, layout=layout, exact=exact)
     import torch
 
     from tersor.pipeline.decode_loop import DecodeLoop
 
-    generator = Generator(model, device, layout=layout, exact=exact)
+    gc.collect()  # the model measured before this one
     ids = generator.prompt_ids(prompt)
     on_gpu = generator.device.startswith("cuda")
     if on_gpu:
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     loop = DecodeLoop(generator.model, ids.shape[1] + new_tokens, fuse=fuse)
     loop.run(ids, min(8, new_tokens))  # compiles, captures, fills caches

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tersor.format.errors import UsageError
+from tersor.pipeline.device import resolve_device
 from tersor.pipeline.evaluate import Evaluation, Progress, evaluate
 from tersor.pipeline.generate import require_transformers
 from tersor.pipeline.source import local_path
@@ -47,12 +48,9 @@ def evaluate_model(
     if against is not None and not texts:
         raise UsageError("--against compares next-token distributions on a text: give --text FILE too")
     transformers = require_transformers()
-    import torch
-
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = resolve_device(device)
     path = local_path(str(model))
     loaded, tokenizer = _load(transformers, path, device)
     context = getattr(loaded.config, "max_position_embeddings", None) or 2048

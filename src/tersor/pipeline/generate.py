@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tersor.format.errors import MissingDependency, UsageError
+from tersor.pipeline.device import resolve_device
 from tersor.pipeline.source import local_path
 
 if TYPE_CHECKING:
@@ -56,8 +57,6 @@ class Generator:
     ) -> None:
         """Load `model` (directory or Hub id), plain or compressed; `layout` and `exact` as in TersorConfig."""
         transformers = require_transformers()
-        import torch
-
         from tersor.nn import lay_out
 
         self.path = local_path(str(model))
@@ -65,7 +64,7 @@ class Generator:
             raise UsageError(
                 f"{self.path}: is a single file; running needs a model directory with config and tokenizer"
             )
-        self.device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.device = resolve_device(device)
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         try:

@@ -39,6 +39,8 @@ class Output:
         self.final = final
         self.identity = json.dumps(job, sort_keys=True)
         if final.exists() and not (final.is_dir() and not any(final.iterdir())):
+            if final.is_file() and (partial_of(final) / JOB_FILE).exists():
+                _remove_leftovers(final)
             if (final / JOB_FILE).exists():  # the job was killed after its very last step but one
                 shutil.rmtree(final / _SCRATCH, ignore_errors=True)
                 (final / JOB_FILE).unlink(missing_ok=True)
@@ -76,8 +78,13 @@ class Output:
         self._lock.close()
 
     def finish_file(self, name: str) -> None:
-        """Rename the one file `name` into place and remove the directory."""
-        (self.partial / name).rename(self.final)
+        """Put the one file `name` into place, which must still be free, and remove the directory."""
+        try:
+            os.link(self.partial / name, self.final)  # unlike a rename it never replaces a file
+        except FileExistsError:
+            raise OutputExists(f"{self.final}: has appeared meanwhile and is never overwritten") from None
+        except OSError:  # a file system without links
+            (self.partial / name).rename(self.final)
         _sync_directory(self.final.parent)
         self._lock.close()
         shutil.rmtree(self.partial)
@@ -110,15 +117,32 @@ class Output:
         self._lock.seek(0)
         found, wanted = self._lock.read(), self.identity.encode("utf-8")
         if not found:
+            strangers = sorted(p.name for p in self.partial.iterdir() if p.name != JOB_FILE)
+            if strangers:
+                self._lock.close()
+                (self.partial / JOB_FILE).unlink()
+                raise UsageError(
+                    f"{self.partial}: is there already and is no work of tersor's (it holds {strangers[0]!r}); move it "
+                    f"away, or choose another output"
+                )
             if self._lock.write(wanted) != len(wanted):
                 self._lock.truncate(0)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         elif found != wanted:
             self._lock.close()
             raise UsageError(
-                f"{self.partial}: was left by another job (other input, options or version); delete it to start "
+                f"{self.partial}: was left by another job (other input, options or format version); delete it to start "
                 f"afresh, or choose another output"
             )
+
+
+def _remove_leftovers(final: Path) -> None:
+    """Remove the partial directory of a single file that is in place: the job was killed just then."""
+    partial = partial_of(final)
+    for inside in partial.iterdir():
+        if inside.is_file() and inside.samefile(final):
+            shutil.rmtree(partial)
+            return
 
 
 @contextmanager
@@ -137,7 +161,7 @@ def resumable(output: Output) -> Iterator[None]:
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        file.write(json.dumps(document, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
 

@@ -13,14 +13,16 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tersor.format.checkpoint import Checkpoint, open_checkpoint
+from tersor.format.constants import MANIFEST_KEY
 from tersor.format.dtypes import QUANTIZABLE, nbytes
 from tersor.format.layout import wants_compression
+from tersor.format.manifest import TensorEntry, parse_manifest
 from tersor.format.validate import check_compressed, is_compressed
 from tersor.pipeline.source import hub_access, local_path, looks_like_hub_id
 
@@ -58,7 +60,8 @@ class SizePlan:
     exact: bool  # measured from a compressed model rather than estimated
     total_bytes: int  # weights, KV cache of the asked context, runtime
     fits_gb: int | None  # the smallest common GPU that holds the total
-    context_on_gpu: int | None  # tokens that fit on the asked GPU; None without one or without room
+    fits_asked: bool | None  # whether the total fits the asked GPU; None without one
+    context_on_gpu: int | None  # tokens that fit there; None where the cache's size is not known
 
 
 @dataclass(frozen=True)
@@ -101,15 +104,16 @@ def plan(
 
 def kv_bytes_per_token(config: Mapping[str, Any]) -> int:
     """Bytes that one token of one sequence adds to the KV cache; 0 if the config does not tell."""
-    text = config.get("text_config", config)
+    text = config.get("text_config") or config
+    if text.get("kv_lora_rank"):  # latent attention: what is cached depends on the implementation
+        return 0
     layers = _first(text, "num_hidden_layers", "n_layer", "num_layers")
     heads = _first(text, "num_attention_heads", "n_head")
     hidden = _first(text, "hidden_size", "n_embd", "d_model")
     if not layers or not heads or not hidden:
         return 0
-    kv_heads = _first(text, "num_key_value_heads", "num_kv_heads") or (
-        1 if text.get("multi_query") else heads
-    )
+    one_head = text.get("multi_query") and not text.get("new_decoder_architecture")  # Falcon, GPT-BigCode
+    kv_heads = 1 if one_head else _first(text, "num_key_value_heads", "num_kv_heads") or heads
     head_dim = text.get("head_dim") or hidden // heads
     return int(2 * layers * kv_heads * head_dim * _KV_BYTES)
 
@@ -144,13 +148,12 @@ def _size(
 ) -> SizePlan:
     total = weights + kv * context + RUNTIME_BYTES
     fits = next((gb for gb in GPUS_GB if total <= gb * 10**9), None)
-    tokens = None
-    if gpu_bytes is not None and kv:
-        room = gpu_bytes - weights - RUNTIME_BYTES
-        tokens = room // kv if room > 0 else None
-    return SizePlan(
-        codec, weights, 8 * weights / parameters if parameters else 0.0, exact, total, fits, tokens
-    )
+    fits_asked = tokens = None
+    if gpu_bytes is not None:
+        fits_asked = total <= gpu_bytes
+        tokens = max(0, gpu_bytes - weights - RUNTIME_BYTES) // kv if kv else None
+    bits = 8 * weights / parameters if parameters else 0.0
+    return SizePlan(codec, weights, bits, exact, total, fits, fits_asked, tokens)
 
 
 _Measured = tuple[str, int]  # what a compressed model is, and the bytes it takes
@@ -166,9 +169,8 @@ def _local_headers(
         return headers, source.config or {}, None
     model = check_compressed(source)
     headers = [_header(name, e.dtype, e.shape) for name, e in model.entries.items()]
-    near = any(entry.parameters is not None for entry in model.entries.values())
     stored = sum(model.stored_bytes(name) for name in model.entries)
-    return headers, source.config or {}, ("near-lossless" if near else "lossless", stored)
+    return headers, source.config or {}, (_kind(model.entries), stored)
 
 
 def _hub_headers(
@@ -179,9 +181,18 @@ def _hub_headers(
     with hub_access(model):
         found = get_safetensors_metadata(model, revision=revision)
         config = json.loads(Path(hf_hub_download(model, "config.json", revision=revision)).read_text("utf-8"))
-    files: Iterable[Any] = found.files_metadata.values()
+    files: list[Any] = list(found.files_metadata.values())
     headers = [_header(name, t.dtype, tuple(t.shape)) for f in files for name, t in f.tensors.items()]
-    return headers, config, None
+    if not any(MANIFEST_KEY in (f.metadata or {}) for f in files):
+        return headers, config, None
+    entries = {name: e for f in files for name, e in parse_manifest(f.metadata or {}, model).items()}
+    stored = sum(header.nbytes for header in headers)
+    return [_header(name, e.dtype, e.shape) for name, e in entries.items()], config, (_kind(entries), stored)
+
+
+def _kind(entries: Mapping[str, TensorEntry]) -> str:
+    """What a compressed model is."""
+    return "near-lossless" if any(e.parameters is not None for e in entries.values()) else "lossless"
 
 
 def _header(name: str, dtype: str, shape: tuple[int, ...]) -> TensorHeader:

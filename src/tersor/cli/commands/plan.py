@@ -10,7 +10,7 @@ from rich.table import Table
 from tersor.cli.amounts import parse_bytes, parse_tokens
 from tersor.cli.commands.options import AsJson, Model
 from tersor.cli.render import name, out, print_json, size
-from tersor.pipeline.plan import Plan, plan
+from tersor.pipeline.plan import Plan, SizePlan, plan
 
 EPILOG = """
 **Examples**
@@ -46,8 +46,12 @@ def command(
 def _show(result: Plan) -> None:
     cache = result.kv_bytes_per_token
     out.print(
-        f"[bold]{name(result.model)}[/]: {result.parameters:,} parameters; KV cache {size(cache)} per token, "
-        f"{size(cache * result.context)} for {result.context:,}"
+        f"[bold]{name(result.model)}[/]: {result.parameters:,} parameters; "
+        + (
+            f"KV cache {size(cache)} per token, {size(cache * result.context)} for {result.context:,}"
+            if cache
+            else "the config does not tell the KV cache's size: it is not counted"
+        )
     )
     table = Table(box=None, pad_edge=False)
     table.add_column("weights")
@@ -64,7 +68,14 @@ def _show(result: Plan) -> None:
             f"{s.fits_gb} GB" if s.fits_gb else "none alone",
         ]
         if result.gpu_bytes is not None:
-            row.append(f"{s.context_on_gpu:,}" if s.context_on_gpu else "does not fit")
+            row.append(_room(s))
         table.add_row(*row)
     out.print(table)
     out.print("[dim]with tokens: weights, KV cache of one sequence in bfloat16, and 1 GB for the runtime[/]")
+
+
+def _room(plan: SizePlan) -> str:
+    """What of the asked GPU is left, for people."""
+    if not plan.fits_asked and not plan.context_on_gpu:
+        return "does not fit"
+    return "fits" if plan.context_on_gpu is None else f"{plan.context_on_gpu:,}"

@@ -149,6 +149,16 @@ def from_parts(entry: TensorEntry, parts: Mapping[str, Array], where: str = "ten
     )
 
 
+def check_places(entry: TensorEntry, parts: Mapping[str, Array], where: str = "tensor") -> None:
+    """Raise BadOrder or BadOutliers unless every column and place of an `spqr` matrix lies inside it."""
+    rows, columns = entry.shape
+    p = entry.parameters
+    if isinstance(p, SpqrParameters):
+        _outliers(p, parts, rows, columns, where)
+        if p.order:
+            _order(parts[ORDER], columns, where)
+
+
 def _order(stored: Array, columns: int, where: str) -> npt.NDArray[np.int32]:
     order = stored.astype(np.int64)
     if order.size and (order.max() >= columns or (np.bincount(order, minlength=columns) != 1).any()):

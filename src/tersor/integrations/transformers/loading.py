@@ -45,6 +45,13 @@ def prepare_compressed(
     model: Any, files: Sequence[str] | None, config: Mapping[str, Any], dtype: torch.dtype | None
 ) -> Prepared:
     """Prepare `model` for a compressed checkpoint."""
+    original = config.get("original")
+    if original is not None:
+        method = original.get("quant_method") if isinstance(original, Mapping) else original
+        raise UsageError(
+            f"this model was quantised ({method!r}) before tersor compressed it, and Transformers must load it as "
+            f"such: `tersor decompress` it and load the result"
+        )
     checkpoint = check_compressed(open_files(files, config))
     entries = {name: e for name, e in checkpoint.entries.items() if e.codec != CODEC_RAW}
     homes = Homes(model).find(checkpoint.entries)

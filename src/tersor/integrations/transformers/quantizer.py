@@ -58,7 +58,7 @@ class TersorQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> Any:
         from tersor.integrations.transformers.converting import run
         from tersor.integrations.transformers.parallel import refuse_distributed
-        from tersor.integrations.transformers.surgery import cast_plain, refuse_missing
+        from tersor.integrations.transformers.surgery import cast_plain, check_stored, refuse_missing
         from tersor.nn import lay_out
 
         refuse_distributed(model)
@@ -66,6 +66,7 @@ class TersorQuantizer(HfQuantizer):
         run(model, self.prepared.conversions, self.prepared.dtypes)
         cast_plain(model, self.prepared.dtypes)
         config: Any = self.quantization_config  # a TersorConfig
+        check_stored(model)
         lay_out(model, config.layout, config.exact)
         return model
 

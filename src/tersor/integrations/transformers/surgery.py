@@ -59,6 +59,16 @@ def cast_plain(model: Any, dtypes: Mapping[str, torch.dtype]) -> None:
             parameter.data = parameter.data.to(wanted)
 
 
+def check_stored(model: Any) -> None:
+    """Raise a FormatError that names the first parameter whose stored arrays no kernel may decode."""
+    for path, module in model.named_modules():
+        for source in module.compressed.values() if isinstance(module, CompressedModule) else ():
+            if isinstance(source, Stored):
+                source.check(
+                    module, f"{model.config.name_or_path}: tensor {f'{path}.{source.name}'.lstrip('.')!r}"
+                )
+
+
 def refuse_missing(model: Any) -> None:
     """Raise if a stored part was not found when loading: Transformers would only report it, and go on."""
     for path, module in model.named_modules():

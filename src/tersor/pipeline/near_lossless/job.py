@@ -26,6 +26,7 @@ from tersor.format.errors import UsageError
 from tersor.format.layout import wants_compression
 from tersor.format.validate import is_compressed
 from tersor.pipeline.compress import CompressResult
+from tersor.pipeline.device import resolve_device
 from tersor.pipeline.near_lossless.attempts import Attempts, HeldOut, OnStep
 from tersor.pipeline.near_lossless.goal import Calibration, Goal
 from tersor.pipeline.near_lossless.opened import Opened, Place, load_tokenizer, open_model, sequence_length
@@ -88,7 +89,7 @@ def compress_near_lossless(
     totals = Totals(source.nbytes, on_progress)
     with resumable(output):
         if not (output.scratch / _REPORT).exists():
-            _search(source, output, goal, sequences, windows, _device(device), on_step)
+            _search(source, output, goal, sequences, windows, resolve_device(device), on_step)
         report = json.loads((output.scratch / _REPORT).read_text())
         quantized = _InStore(report, output.scratch)
         stored = {s.path.name: write_shard(s, output, source, quantized, totals) for s in source.shards}
@@ -185,14 +186,6 @@ def _identity(goal: Goal, sequences: Tensor, windows: list[Tensor] | None) -> di
     for window in windows or []:
         digest.update(window.numpy().tobytes())
     return {"goal": repr(goal), "tokens": digest.hexdigest()}
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
 
 
 def _search(
