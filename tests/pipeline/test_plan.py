@@ -70,7 +70,8 @@ def test_what_is_not_coded_counts_as_it_is(tmp_path: Path) -> None:
 def test_too_small_and_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = write_model(tmp_path / "m", [{"w": gaussian((64, 64))}])
     (model / "config.json").write_text(json.dumps(LLAMA_8B))
-    assert plan(model, gpu_bytes=10**9).sizes[0].context_on_gpu is None
+    small = plan(model, gpu_bytes=10**9).sizes[0]
+    assert (small.fits_asked, small.context_on_gpu) == (False, 0)
     assert plan(model, context=10**7).sizes[0].fits_gb is None  # a petabyte of cache fits no GPU
 
 
@@ -78,7 +79,7 @@ def test_a_single_file_has_no_cache(tmp_path: Path) -> None:
     (tmp_path / "m.safetensors").write_bytes(file_bytes({"w": gaussian((64, 64))}))
     result = plan(tmp_path / "m.safetensors", gpu_bytes=10**10)
     assert (result.parameters, result.kv_bytes_per_token) == (4096, 0)
-    assert result.sizes[0].context_on_gpu is None
+    assert (result.sizes[0].fits_asked, result.sizes[0].context_on_gpu) == (True, None)
 
 
 @pytest.mark.parametrize("name", ["nothing-here", "a/b/c", "./x/y", "", "a/b c"])
@@ -111,3 +112,11 @@ def test_a_hub_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         local_path("owner/name")
     with pytest.raises(UsageError, match="no route to host"):
         plan("owner/name")
+
+
+def test_caches_of_other_families() -> None:
+    """Falcon 7B shares one head whatever its config says beside; latent attention is not guessed at."""
+    falcon = {"num_hidden_layers": 32, "num_attention_heads": 71, "hidden_size": 4544, "multi_query": True}
+    assert kv_bytes_per_token({**falcon, "num_kv_heads": 71}) == 2 * 32 * 64 * 2
+    assert kv_bytes_per_token({**falcon, "kv_lora_rank": 512}) == 0
+    assert kv_bytes_per_token({**LLAMA_8B, "text_config": None}) == kv_bytes_per_token(LLAMA_8B)

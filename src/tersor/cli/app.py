@@ -62,7 +62,10 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _tell_interrupted() -> None:
-    message = "interrupted; what is done is kept, run the same command again to go on"
+    resumes = any(command in sys.argv[1:2] for command in ("compress", "decompress"))
+    message = "interrupted" + (
+        "; what is done is kept, run the same command again to go on" if resumes else ""
+    )
     print_error(message, "--json" in sys.argv)
 
 

@@ -59,14 +59,22 @@ class Checkpoint:
 
     def other_files(self) -> list[Path]:
         """Files to carry over (tokenizer and so on), relative to the directory: no weights, index or config."""
+        return [f for f in self._files() if f.suffix not in _OTHER_WEIGHTS]
+
+    def left_out(self) -> list[Path]:
+        """Weights beside the model's own shards, relative to the directory: nothing reads or copies them."""
+        own = {shard.path.name for shard in self.shards}
+        return [f for f in self._files() if f.suffix in _OTHER_WEIGHTS and str(f) not in own]
+
+    def _files(self) -> list[Path]:
+        """Every file of the directory, relative to it, but the config, indices and hidden folders."""
         if self.is_file:
             return []
         files = (p.relative_to(self.path) for p in sorted(self.path.rglob("*")) if p.is_file())
         return [
             f
             for f in files
-            if f.suffix not in _OTHER_WEIGHTS
-            and not f.name.endswith(".index.json")
+            if not f.name.endswith(".index.json")
             and f != Path(CONFIG)
             and not any(part.startswith(".") for part in f.parts[:-1])
         ]

@@ -93,7 +93,7 @@ def _check_config(checkpoint: Checkpoint) -> None:
             f"{checkpoint.path}: config.json has no quantization_config of tersor; this is not a compressed model "
             f"(`tersor compress` makes one)"
         )
-    if named.get("format_version") != FORMAT_VERSION:
+    if type(named.get("format_version")) is not int or named["format_version"] != FORMAT_VERSION:
         raise UnknownVersion(
             f"{checkpoint.path}: config.json says format version {named.get('format_version')!r}, and this tersor "
             f"reads version {FORMAT_VERSION}; install a newer tersor"

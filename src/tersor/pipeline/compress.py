@@ -7,8 +7,10 @@ A killed job resumes (`shard_writer`), and the output appears whole or not at al
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tersor.format.checkpoint import open_checkpoint
 from tersor.format.errors import UsageError
@@ -31,6 +33,12 @@ class CompressResult:
     original_bytes: int
     stored_bytes: int
     seconds: float
+    left_out: tuple[
+        str, ...
+    ] = ()  # weights beside the model's own, in this or another format: not carried over
+    quantized_as: str | None = (
+        None  # how the model was quantised before; Transformers loads it decompressed only
+    )
 
     @property
     def ratio(self) -> float:
@@ -50,6 +58,7 @@ def compress(
     source = open_checkpoint(local_path(str(model), revision))
     if is_compressed(source):
         raise UsageError(f"{source.path}: is compressed already; `tersor decompress` gives the original back")
+    left_out = source.left_out()
     output = open_output("compress", source, Path(out))
     totals = Totals(source.nbytes, on_progress)
     with resumable(output):
@@ -63,4 +72,12 @@ def compress(
         totals.done_bytes,
         totals.stored_bytes,
         time.monotonic() - started,
+        tuple(map(str, left_out)),
+        _quantized_as(source.config),
     )
+
+
+def _quantized_as(config: Mapping[str, Any] | None) -> str | None:
+    """The quantization method that a model's own config names."""
+    named = (config or {}).get("quantization_config")
+    return str(named.get("quant_method")) if isinstance(named, dict) else None

@@ -17,10 +17,10 @@ from tersor.codec.quantized.parts import proven_matrix
 from tersor.codec.stored import read_packed, read_parts
 from tersor.format.checkpoint import Checkpoint, open_checkpoint
 from tersor.format.constants import CODEC_HUFFMAN
-from tersor.format.errors import FormatError, HashMismatch, VerificationError
+from tersor.format.errors import FormatError, HashMismatch, UsageError, VerificationError
 from tersor.format.manifest import TensorEntry
 from tersor.format.shard import Shard
-from tersor.format.validate import Compressed, check_compressed
+from tersor.format.validate import Compressed, check_compressed, is_compressed
 from tersor.pipeline.progress import OnProgress, Progress, silent
 from tersor.pipeline.source import local_path
 
@@ -70,6 +70,8 @@ def verify(
     started = time.monotonic()
     compressed = check_compressed(open_checkpoint(local_path(str(model))))
     original = open_checkpoint(local_path(str(against))) if against is not None else None
+    if original is not None and is_compressed(original):
+        raise UsageError(f"{original.path}: is compressed itself; give the original model to compare with")
     failures = list(_compare_headers(compressed, original)) if original is not None else []
     extents = {name: shard for shard, name in original.tensors()} if original is not None else {}
     total = sum(entry.nbytes for entry in compressed.entries.values())

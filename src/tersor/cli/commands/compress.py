@@ -192,3 +192,10 @@ def _show(result: CompressResult) -> None:
         f"{result.compressed_tensors} of {result.tensors} tensors coded, the rest stored as they are{resumed}; "
         f"every one decoded and compared bit for bit"
     )
+    if result.left_out:
+        out.print(f"left out: {name(', '.join(result.left_out))} (weights beside the model's own shards)")
+    if result.quantized_as:
+        out.print(
+            f"the model was quantised before ({name(result.quantized_as)}): Transformers loads it after `tersor "
+            f"decompress`, not from here"
+        )

@@ -74,6 +74,8 @@ def _goal(options: Options) -> Goal:
 
     own = [o for o in options.given() if o in ("--group", "--rows", "--tau")]
     bits = options.bits
+    if bits is not None and not math.isfinite(bits):
+        raise UsageError(f"--bits {bits}: give a number such as 4 or 4.5")
     if bits is not None and (bits == int(bits) or options.method not in (None, "spqr")):
         return one_method(options.method or "spqr", bits, options.group, options.rows, options.tau)
     if own:
