@@ -4,7 +4,7 @@
 
 For each directory: compress, verify against the original, decompress and compare every tensor's
 bytes, generate (where it is a causal language model) from both and compare tokens, and for
-every tensor of a million elements or more compare bits per weight with the entropy bound: the
+every tensor of a hundred thousand elements or more compare bits per weight with the entropy bound: the
 coded symbol at its Shannon entropy, sign and mantissa as they are, no index. Prints a table in
 Markdown; exit status 1 if anything was not the same.
 """
@@ -23,7 +23,7 @@ import tersor
 from tersor.format.checkpoint import open_checkpoint
 from tersor.pipeline.generate import Generator
 
-LARGE = 1_000_000
+LARGE = 100_000
 PROMPTS = ("The river rises in the mountains of", "Once upon a time there was")
 
 

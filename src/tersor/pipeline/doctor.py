@@ -61,7 +61,7 @@ def _package(name: str) -> Check:
         return Check(name, "ok", version(name))
     except PackageNotFoundError:
         advice = {
-            "numba": "pip install 'tersor[cpu]': the codec is about forty times faster with it",
+            "numba": "pip install 'tersor[cpu]': the codec is twenty to eighty times faster with it",
             "torch": "pip install 'tersor[hf]' to load and run models",
             "transformers": "pip install 'tersor[hf]' to load and run models",
         }.get(name, "")
