@@ -2,8 +2,8 @@
 
 A code is fully given by 256 lengths, the *book*: codes count up in order of (length, symbol),
 as in RFC 1951. Lengths are limited to 12 bits so that one look-up in a table of 4096 entries
-decodes any code; on the exponents of trained weights the limit costs under 0.01 bit, because
-only exponents rarer than 2^-12 feel it.
+decodes any code; on the exponents of trained weights the limit costs about 0.003 bit at most,
+because only exponents rarer than 2^-12 feel it.
 
 Lengths come from the package-merge algorithm (Larmore and Hirschberg, 1990), which is optimal
 under the limit. Clipping an unlimited Huffman code and repairing it (as zlib does) is simpler

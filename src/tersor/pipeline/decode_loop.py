@@ -6,7 +6,7 @@ it: without a graph, a model is as slow as its launches, whatever its weights we
 which keeps its length in a tensor on the device, so a replay advances by itself and nothing
 waits for the GPU until the tokens are wanted.
 
-With `fuse`, torch compiles the step first: normalisations, rotations and activations, forty
+With `fuse`, torch compiles the step first: normalisations, rotations and activations, dozens of
 small kernels in every layer, become a few. The products stay what they are. Results then differ
 in their last bits, with plain weights as with compressed ones, and the first token waits for the
 compiler.
