@@ -134,7 +134,8 @@ def _kernels() -> Check:
         return Check("kernels", "absent", "no GPU to run them on")
     import torch
 
-    from tersor.kernels.window import ops  # noqa: F401  (defines the operators)
+    from tersor.kernels import ops  # noqa: F401  (defines the operators of the codecs,
+    from tersor.kernels.window import ops as window_ops  # noqa: F401  and those of the products)
 
     weight = (torch.randn(256, 1024) * 0.02).bfloat16()
     x = torch.randn(4, 1024, device="cuda", dtype=torch.bfloat16)
