@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tersor.kernels.window.layout import Geometry
+from tersor.format.constants import ALIGN
+from tersor.kernels.window.layout import BASES_AT, RECORD_HEAD, ROW_SHIFT, STRIP_ROWS, Geometry
 from tersor.kernels.window.reference import Window, choose_base, pack, unpack
 
 
@@ -51,3 +52,16 @@ def test_base_never_makes_zeros_or_infinities_regular() -> None:
     assert choose_base(np.full((1, 8), 255, np.uint8)).tolist() == [1]
     weight = np.array([[0x0000, 0x8000, 0x7F80, 0xFFC1, 0x0001, 0x3F80, 0xBF80, 0x7FFF]], np.uint16)
     assert np.array_equal(unpack(pack(weight)), weight)
+
+
+def test_an_exception_names_its_row_and_column() -> None:
+    weight = np.random.default_rng(0).integers(0, 1 << 16, (20, 700)).astype(np.uint16)
+    window = pack(weight)
+    for k, (first_row, first_col) in enumerate((r, c) for r in (0, 16) for c in (0, 512)):
+        record = window.records[ALIGN * window.places[k] : ALIGN * window.places[k + 1]]
+        running = record[:BASES_AT].view("<u2").astype(int)
+        entries = record[RECORD_HEAD:].view("<u4")[: running[-1]]
+        row, column = entries >> ROW_SHIFT & (STRIP_ROWS - 1), entries & ((1 << ROW_SHIFT) - 1)
+        assert np.array_equal(weight[first_row + row, first_col + column], entries >> 16)
+        assert np.array_equal(np.bincount(row, minlength=STRIP_ROWS).cumsum(), running)
+        assert np.all(np.diff(entries & 0x1FFF) > 0)  # sorted by row and column

@@ -16,6 +16,8 @@ struct RowExceptions {
     }
 };
 
-__device__ __forceinline__ u32 exception_column(u32 entry) { return entry & 0xffff; }
+// Column and row within the segment, value.
+__device__ __forceinline__ u32 exception_column(u32 entry) { return entry & (SEGMENT_COLS - 1); }
+__device__ __forceinline__ u32 exception_row(u32 entry) { return entry >> ROW_SHIFT & (TILE_ROWS - 1); }
 __device__ __forceinline__ float exception_value(u32 entry) { return __uint_as_float(entry & 0xffff0000u); }
 __device__ __forceinline__ u16 exception_bits(u32 entry) { return entry >> 16; }

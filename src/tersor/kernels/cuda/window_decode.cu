@@ -18,12 +18,12 @@ window_decode(const u8* __restrict__ weights, const int* __restrict__ places, co
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
     const int strip = blockIdx.x / segments, segment = blockIdx.x % segments;
     const u8* record = records + (long long)places[blockIdx.x] * ALIGN;
-    Fragments parts[WARP_BLOCKS];
+    u32 parts[WARP_BLOCKS][STEPS][4];
     const int first = segment * (SEGMENT_COLS / BLOCK_COLS) + warp * WARP_BLOCKS;
 #pragma unroll
     for (int b = 0; b < WARP_BLOCKS; b++) {
         const int block = min(first + b, row_blocks - 1);  // past the end: decode the last again, write it nowhere
-        parts[b].load(weights + ((long long)strip * row_blocks + block) * BLOCK_BYTES, lane);
+        decode_block(parts[b], weights + ((long long)strip * row_blocks + block) * BLOCK_BYTES, lane);
     }
     // From exponent 120 + code to base + code, in both halves of a pair at once.
     const u32 low = record[BASES_AT + g] * 0x00800080u - CODE_BASE;
@@ -33,7 +33,7 @@ window_decode(const u8* __restrict__ weights, const int* __restrict__ places, co
         u8* to = stage + g * PITCH + (warp * WARP_BLOCKS + b) * BLOCK_COLS * 2 + t * 32;
 #pragma unroll
         for (int i = 0; i < STEPS; i += 2) {
-            const u32(&a)[4] = parts[b].a[i], (&c)[4] = parts[b].a[i + 1];
+            const u32(&a)[4] = parts[b][i], (&c)[4] = parts[b][i + 1];
             *(uint4*)(to + i * 8) = make_uint4(a[0] + low, a[2] + low, c[0] + low, c[2] + low);
             *(uint4*)(to + 8 * PITCH + i * 8) = make_uint4(a[1] + high, a[3] + high, c[1] + high, c[3] + high);
         }

@@ -18,7 +18,6 @@
 // SLICE = n: blockIdx.y takes n spans of the columns, whose activations stay in shared memory, eight tokens
 //            side by side (activations.cuh); the sums of each span go to `partial`, and window_combine adds
 //            them, in the same order.
-#include "window_fragment.cuh"
 #include "window_work.cuh"
 
 constexpr int THREADS = (CONSUMERS + TILES) * WARP;
@@ -94,13 +93,14 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
 #pragma unroll 1
         for (int block = 0; block < SEGMENT_BLOCKS; block += 2) {
             x.prefetch(blocks - block);
-            const u8* stage = stages + feed.ring.read();
+            Stage weight;
+            weight.open(stages + feed.ring.read(), lane);
             feed.fetch(p);
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 if (block + h >= blocks) break;
-                Fragments weight;
-                weight.load(stage + h * BLOCK_BYTES, lane);
+                u32 a[STEPS][4];
+                weight.half(a, h);
 #pragma unroll
                 for (int i = 0; i < STEPS; i += 2) {  // tiles innermost: their sums do not wait for each other
                     u32 b[TILES][4];
@@ -109,7 +109,7 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
 #pragma unroll
                     for (int k = 0; k < 2; k++)
 #pragma unroll
-                        for (int n = 0; n < TILES; n++) mma_bf16(sum[n], weight.a[i + k], b[n][2 * k], b[n][2 * k + 1]);
+                        for (int n = 0; n < TILES; n++) mma_bf16(sum[n], a[i + k], b[n][2 * k], b[n][2 * k + 1]);
                 }
             }
             x.advance();

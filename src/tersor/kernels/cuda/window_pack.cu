@@ -116,7 +116,7 @@ window_records(const u16* __restrict__ w, const u8* __restrict__ base,
         const u32 v = c < cols ? w[(long long)row * cols + c] : (u32)b << 7;
         const bool is = outside(v, b);
         const u32 all = __ballot_sync(ALL_LANES, is);
-        if (is) entries[__popc(all & ((1u << lane) - 1))] = v << 16 | column;
+        if (is) entries[__popc(all & ((1u << lane) - 1))] = v << 16 | r << ROW_SHIFT | column;
         entries += __popc(all);
     }
 }

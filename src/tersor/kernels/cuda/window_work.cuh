@@ -11,9 +11,9 @@ constexpr int TILE = TOKENS < 8 ? TOKENS : 8;  // tokens of a group
 #include "activations.cuh"
 #include "exceptions.cuh"
 #include "ring.cuh"
+#include "window_stage.cuh"
 
 constexpr int STRIP = TILE_ROWS;
-constexpr int STAGE_BYTES = 2 * BLOCK_BYTES;        // two blocks, 128 columns
 constexpr int SEGMENT_BLOCKS = SEGMENT_COLS / BLOCK_COLS, SPAN_BLOCKS = SPAN_COLS / BLOCK_COLS;
 constexpr int SEGMENT_STAGES = SEGMENT_BLOCKS / 2, SPAN_SEGMENTS = SPAN_COLS / SEGMENT_COLS;
 constexpr int SPANS = CONSUMERS / SPAN_SEGMENTS;    // in a round

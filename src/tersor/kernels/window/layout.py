@@ -32,7 +32,8 @@ rows, and its exceptions, sorted by row and column. Record k = strip * segments 
     bytes      what
     0          [16] uint16  how many exceptions there are in rows 0..r
     32         [16] uint8   the bases of the rows
-    48         [n] uint32   column within the segment, and the bfloat16 itself in the upper half
+    48         [n] uint32   column within the segment (bits 0 to 8), row within the strip (bits 9 to 12), and
+                            the bfloat16 itself (bits 16 to 31)
 
 So the warp that multiplies a segment gets all it needs besides the blocks in one piece, for which it can ask
 long before. The base of a row in a segment is the smallest one that leaves the fewest exceptions.
@@ -62,6 +63,7 @@ MIN_BASE, MAX_BASE = 1, 240  # exponent 0 has no implicit one; 2^base must stay 
 BASES_AT = 2 * STRIP_ROWS  # bytes; before them, how many exceptions there are per row, running
 RECORD_HEAD = BASES_AT + STRIP_ROWS
 EXCEPTION_BYTES = 4
+ROW_SHIFT = 9  # bit of an exception's row; below it the column
 
 # The order of every sum, in columns: a *segment* is one chain of matrix instructions, to which its
 # exceptions are added; two segments add up to a *span*, spans to the row. It does not depend on how many
@@ -129,6 +131,7 @@ MACROS = (
     ("BASES_AT", BASES_AT),
     ("RECORD_HEAD", RECORD_HEAD),
     ("EXCEPTION_BYTES", EXCEPTION_BYTES),
+    ("ROW_SHIFT", ROW_SHIFT),
     ("SEGMENT_COLS", SEGMENT_COLS),
     ("SPAN_COLS", SPAN_COLS),
 )  # the layout's numbers, as the CUDA text knows them

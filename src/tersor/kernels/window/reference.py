@@ -18,6 +18,7 @@ from tersor.kernels.window.layout import (
     MAX_BASE,
     MIN_BASE,
     RECORD_HEAD,
+    ROW_SHIFT,
     SEGMENT_COLS,
     SHIFTS,
     STRIP_ROWS,
@@ -100,7 +101,8 @@ def _pack_record(weight: U16, outside: NDArray[np.bool_], base: NDArray[np.uint8
     counts, bases = np.zeros(STRIP_ROWS, np.uint16), np.full(STRIP_ROWS, MIN_BASE, np.uint8)
     counts[: len(weight)], bases[: len(weight)] = outside.sum(axis=1), base
     row, column = np.nonzero(outside)
-    entries = weight[row, column].astype(np.uint32) << np.uint32(16) | column.astype(np.uint32)
+    places = (row << ROW_SHIFT | column).astype(np.uint32)
+    entries = weight[row, column].astype(np.uint32) << np.uint32(16) | places
     record = counts.cumsum().astype("<u2").tobytes() + bases.tobytes() + entries.astype("<u4").tobytes()
     return record + bytes(-len(record) % ALIGN)
 
@@ -110,7 +112,7 @@ def _exceptions(record: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[n
     running = record[:BASES_AT].view("<u2").astype(np.int64)
     entries = record[RECORD_HEAD : RECORD_HEAD + 4 * running[-1]].view("<u4")
     row = np.repeat(np.arange(STRIP_ROWS), np.diff(running, prepend=0))
-    return row, (entries & 0xFFFF).astype(np.int64), (entries >> 16).astype(np.uint16)
+    return row, (entries & (SEGMENT_COLS - 1)).astype(np.int64), (entries >> 16).astype(np.uint16)
 
 
 def _to_fragments(matrix: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,0 +1,33 @@
+// One stage of the `fast` layout, 16 rows x 128 columns in shared memory, to A operands of mma.m16n8k16.
+//
+// Every layout that is multiplied offers the same `Stage`, so the products know nothing of bits: `half` gives a
+// lane's operands of four steps, scaled by a power of two per row that an epilogue takes back; `half_bf16` gives the
+// weights themselves.
+#pragma once
+#include "window_fragment.cuh"
+
+constexpr int STAGE_COLS = 128, STAGE_BYTES = 2 * BLOCK_BYTES;
+
+// First of the 16 columns of a stage that lanes (g, t) own in half h.
+__device__ __forceinline__ constexpr int lane_column(int h, int t) { return 64 * h + 16 * t; }
+// The inverse: 4 h + t of the lanes that own column c, from the column's sixteenth of the stage.
+__device__ __forceinline__ constexpr int lane_slot(int sixteenth) { return sixteenth; }
+
+struct Stage {
+    const u8* at;
+    u32 low, high;  // from exponent 120 + code to base + code, both halves of a pair at once: rows g, g + 8
+    int lane;
+
+    // For `half_bf16`: the rows' bases in this segment.
+    __device__ __forceinline__ void begin_segment(const u8* record, int g) {
+        low = record[BASES_AT + g] * 0x00800080u - CODE_BASE;
+        high = record[BASES_AT + g + 8] * 0x00800080u - CODE_BASE;
+    }
+    __device__ __forceinline__ void open(const u8* stage, int l) { at = stage, lane = l; }
+    __device__ __forceinline__ void half(u32 (&a)[STEPS][4], int h) const { decode_block(a, at + h * BLOCK_BYTES, lane); }
+    __device__ __forceinline__ void half_bf16(u32 (&a)[STEPS][4], int h) const {
+        half(a, h);
+#pragma unroll
+        for (int i = 0; i < STEPS; i++) a[i][0] += low, a[i][1] += high, a[i][2] += low, a[i][3] += high;
+    }
+};
