@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
+from tersor.kernels.attention import device as attention
 from tersor.kernels.compiler import ARCHITECTURES, Compiled, Program, compile_program
 from tersor.kernels.huffman.device import KINDS, Decoding
 from tersor.kernels.huffman.device import program as huffman_program
@@ -33,6 +34,10 @@ def programs(architecture: str) -> Iterator[Program]:
         yield Program("window_pack.cu", entry, MACROS)
     yield Program("window_decode.cu", "window_decode", MACROS)
     yield Program("window_combine.cu", "window_combine")
+    if int(architecture[3:]) >= 10 * attention.CAPABILITY[0]:
+        for head_dim in attention.HEAD_DIMS:
+            for group in (1, 4, attention.MAX_GROUP):
+                yield attention.program(head_dim, group)
     for variant in variants(shared):
         yield variant.program(Geometry(_COLS, _COLS))
 

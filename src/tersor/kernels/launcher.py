@@ -70,7 +70,9 @@ class Kernel:
     shared: int = 0  # the most dynamic shared memory any launch asks for
     _loaded: dict[int, Any] = field(default_factory=dict, repr=False)
 
-    def __call__(self, launch: Launch, device: torch.device, *arguments: torch.Tensor | int | None) -> None:
+    def __call__(
+        self, launch: Launch, device: torch.device, *arguments: torch.Tensor | float | None
+    ) -> None:
         """Launch on torch's current stream of `device`."""
         index = device.index if device.index is not None else torch.cuda.current_device()
         with torch.cuda.device(index):
@@ -114,7 +116,7 @@ def _config(launch: Launch, overlap: bool, stream: int) -> Any:
     return config
 
 
-def _pack(arguments: tuple[torch.Tensor | int | None, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _pack(arguments: tuple[torch.Tensor | float | None, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     values: list[Any] = []
     types: list[Any] = []
     for argument in arguments:
@@ -123,7 +125,7 @@ def _pack(arguments: tuple[torch.Tensor | int | None, ...]) -> tuple[tuple[Any, 
             types.append(ctypes.c_void_p)
         else:
             values.append(argument)
-            types.append(ctypes.c_int)
+            types.append(ctypes.c_float if isinstance(argument, float) else ctypes.c_int)
     return tuple(values), tuple(types)
 
 

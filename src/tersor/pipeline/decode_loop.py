@@ -6,6 +6,10 @@ it: without a graph, a model is as slow as its launches, whatever its weights we
 which keeps its length in a tensor on the device, so a replay advances by itself and nothing
 waits for the GPU until the tokens are wanted.
 
+A captured step attends through `tersor::decode_attention` where that serves the model, because the
+mask of a static cache keeps Transformers' own attention from every kernel that knows grouped queries: over
+2048 positions it copied keys and values for each query head, half a layer's time.
+
 With `fuse`, torch compiles the step first: normalisations, rotations and activations, dozens of
 small kernels in every layer, become a few. The products stay what they are. Results then differ
 in their last bits, with plain weights as with compressed ones, and the first token waits for the
@@ -18,6 +22,8 @@ CPU, or where a model cannot be captured, the step simply runs.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +31,7 @@ import torch
 from torch import Tensor
 
 _WARM_UP = 3  # steps before capture: kernels are compiled and libraries choose their algorithms
+_WIDEST = 512  # logits that one reduction looks at
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,16 @@ class Decoded:
         return (len(self.tokens) - 1) / self.decode_seconds if self.decode_seconds else 0.0
 
 
+def most_likely(logits: Tensor) -> Tensor:
+    """The first of the largest logits (1, V), as (1, 1): in two stages, since torch gives one row to one block."""
+    width = next(n for n in range(_WIDEST, 0, -1) if logits.shape[1] % n == 0)
+    if width * _WIDEST < logits.shape[1]:
+        return logits.argmax(-1, keepdim=True)
+    largest, column = logits.view(-1, width).max(-1)
+    row = largest.argmax(0, keepdim=True)
+    return (row * width + column.gather(0, row)).view(1, 1)
+
+
 class DecodeLoop:
     """Greedy decoding of `model` for prompts that, with their continuation, fit `length` tokens."""
 
@@ -49,7 +66,7 @@ class DecodeLoop:
         from transformers import StaticCache
 
         self._model = model
-        self._forward = torch.compile(model.__call__, dynamic=False) if fuse else model
+        self._next = torch.compile(self._eager_next, dynamic=False) if fuse else self._eager_next
         self._device = next(model.parameters()).device
         self._length = length
         self._cache = StaticCache(config=model.config, max_cache_len=length)
@@ -80,11 +97,14 @@ class DecodeLoop:
         logits = self._model(
             input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1
         ).logits
-        self._token.copy_(logits[:, -1].argmax(-1, keepdim=True))
+        self._token.copy_(most_likely(logits[:, -1]))
+
+    def _eager_next(self, token: Tensor) -> Tensor:
+        logits = self._model(input_ids=token, past_key_values=self._cache, use_cache=True).logits
+        return most_likely(logits[:, -1])
 
     def _step(self) -> None:
-        logits = self._forward(input_ids=self._token, past_key_values=self._cache, use_cache=True).logits
-        self._token.copy_(logits[:, -1].argmax(-1, keepdim=True))
+        self._token.copy_(self._next(self._token))
 
     def _rewind(self) -> None:
         """Forget the cache's contents; its buffers stay where the graph knows them."""
@@ -96,15 +116,33 @@ class DecodeLoop:
         self._rewind()
         self._prefill(torch.zeros((1, 1), dtype=torch.long, device=self._device))
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                self._step()
-        torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step()
+        with self._decode_attention():
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UP):
+                    self._step()
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph):
+                self._step()
         self._graph = graph
+
+    @contextmanager
+    def _decode_attention(self) -> Iterator[None]:
+        """Attention of the steps inside, if the model's own can be replaced by the operator for single tokens."""
+        from tersor.integrations.transformers.attention import DECODE_ATTENTION, serves
+
+        own = self._model.config._attn_implementation
+        if serves(self._model, self._cache):
+            self._model.set_attn_implementation(DECODE_ATTENTION)
+            try:
+                self._eager_next(self._token)
+            except NotImplementedError:  # an attention with something beyond the plain softmax
+                self._model.set_attn_implementation(own)
+        try:
+            yield
+        finally:
+            self._model.set_attn_implementation(own)
 
     def _now(self) -> float:
         if self._device.type == "cuda":

@@ -17,6 +17,7 @@ Importing this module registers it. Nobody has to: see `tersor.integrations.auto
     saving.py      the state dict and manifest of a checkpoint that keeps FORMAT.md's rules
     restoring.py   dequantize()
     parallel.py    what is refused
+    attention.py   attention of a decode step, for the decode loop
 
 Kept working for Transformers 5.17 up to the newest; where they differ, a comment says so.
 """

@@ -55,6 +55,16 @@ __device__ __forceinline__ void let_next_begin() {
 #endif
 }
 
+// 16 bits to shared memory where `here`, without a branch.
+__device__ __forceinline__ void store_shared_if(bool here, u32 to, u32 value) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n@p st.shared.u16 [%1], %2;\n}" ::"r"((int)here), "r"(to),
+                 "h"((u16)value)
+                 : "memory");
+}
+__device__ __forceinline__ void store_shared_16(u32 to, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+
 // (a & b) | c in one instruction.
 __device__ __forceinline__ u32 and_or(u32 a, u32 b, u32 c) {
     u32 d;
@@ -77,3 +87,17 @@ __device__ __forceinline__ u16 to_bf16(float f) {
     return h;
 }
 __device__ __forceinline__ float from_bf16(u16 h) { return __uint_as_float((u32)h << 16); }
+
+// Thread block clusters (sm_90): wait for all blocks, and read a float of another block's shared memory.
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
+}
+__device__ __forceinline__ float load_of_rank(const float* mine, int rank) {
+    u32 address;
+    float value;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(mine)), "r"(rank));
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+    return value;
+}
+#endif
