@@ -29,6 +29,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {"tie_word_embeddings": False}),
     "llama-tied": ("LlamaConfig", {"tie_word_embeddings": True}),
     "qwen2": ("Qwen2Config", {}),
+    "qwen2-joint": (
+        "Qwen2Config",
+        {"num_key_value_heads": 4},
+    ),  # keys and values large enough to be compressed
     "qwen3": ("Qwen3Config", HEADS),
     "mistral": ("MistralConfig", HEADS | WINDOW),
     "gemma2": ("Gemma2Config", HEADS | WINDOW),

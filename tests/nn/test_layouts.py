@@ -12,7 +12,7 @@ from tersor.format.constants import CODEC_HUFFMAN
 from tersor.format.errors import UsageError
 from tersor.format.manifest import TensorEntry
 from tersor.nn import CompressedLinear, compress, lay_out, restore
-from tersor.nn.windowed import Windowed
+from tersor.nn.fused import Fused
 
 
 def compressed_linear(cols: int, rows: int, bias: bool = True) -> tuple[CompressedLinear, nn.Linear]:
@@ -42,7 +42,7 @@ def test_there_and_back(cols: int, rows: int) -> None:
     before = {name: p.clone() for name, p in layer.named_parameters()}
     x = torch.randn(3, cols, dtype=torch.bfloat16)
     assert lay_out(layer, "fast", device_type="cpu") == 1
-    assert isinstance(layer.compressed["weight"], Windowed)
+    assert isinstance(layer.compressed["weight"], Fused)
     assert not any(name.endswith("_tiles") for name, _ in layer.named_parameters())
     assert torch.equal(bits(layer.weight.clone()), bits(plain.weight))
     assert torch.equal(layer(x), plain(x))
@@ -62,7 +62,7 @@ def test_exact_is_noted_and_can_change() -> None:
 
 
 def test_restore_copy_and_cast() -> None:
-    """A windowed layer is copied, cast and restored like any compressed one."""
+    """A layer in the fast layout is copied, cast and restored like any compressed one."""
     layer, plain = compressed_linear(96, 24)
     lay_out(layer, "fast", device_type="cpu")
     twin = copy.deepcopy(layer)

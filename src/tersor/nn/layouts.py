@@ -6,6 +6,7 @@
 
 `auto` takes `fast` where it fits the GPU's free memory. Only linear layers change: an embedding
 decodes its few rows from the compact form well enough, and a head tied to it shares that form.
+In `fast`, layers that are given the same input become one matrix (`tersor.nn.joint`).
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import torch
 from torch import nn
 
 from tersor.format.errors import UsageError
+from tersor.nn.fused import Fused, can_hold
+from tersor.nn.joint import close_scopes
 from tersor.nn.linear import CompressedLinear
-from tersor.nn.stored import Stored, part_names
-from tersor.nn.windowed import Windowed, can_hold
+from tersor.nn.siblings import join_siblings
+from tersor.nn.stored import Stored
 
 Layout = Literal["auto", "compact", "fast"]
 
@@ -47,22 +50,24 @@ def lay_out(
     candidates = list(_candidates(model, device_type))
     if layout == "auto":
         layout = "fast" if _fits(candidates) else "compact"
-    fast = 0
+    fast: set[nn.Module] = set()
     for name, module in candidates:
         source = module.compressed["weight"]
-        if layout == "fast" and can_hold(source):
-            assert isinstance(source, Stored)
-            module.compressed["weight"] = Windowed.of(module, source, exact)
-        elif layout == "fast" and isinstance(source, Windowed):
+        if layout == "fast" and isinstance(source, Stored) and can_hold(source):
+            module.compressed["weight"] = Fused.of(module, source, exact)
+        elif layout == "fast" and isinstance(source, Fused):
             module.compressed["weight"] = replace(source, exact=exact)
-        elif layout == "compact" and isinstance(source, Windowed):
+        elif layout == "compact" and isinstance(source, Fused):
             stored, parts = source.stored(module)
-            source.restore(module)
-            stored.attach(module, dict(zip(part_names(stored.name, stored.entry), parts, strict=True)))
+            source.detach(module)
+            stored.attach(module, parts)
             module.compressed["weight"] = stored
-        fast += isinstance(module.compressed["weight"], Windowed)
+        if isinstance(module.compressed["weight"], Fused):
+            fast.add(module)
         on_layer(name)
-    return fast
+    join_siblings(model, fast)
+    close_scopes(model)
+    return len(fast)
 
 
 def _candidates(model: nn.Module, device_type: str) -> Iterator[tuple[str, CompressedLinear]]:
@@ -88,7 +93,7 @@ def _fits(candidates: list[tuple[str, CompressedLinear]]) -> bool:
     growth: dict[torch.device, float] = {}
     for _, module in candidates:
         source = module.compressed["weight"]
-        if isinstance(source, Windowed):
+        if isinstance(source, Fused):
             continue
         held = sum(p.nbytes for key, p in module._parameters.items() if key != "bias" and p is not None)
         device = source.device(module)

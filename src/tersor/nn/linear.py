@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tersor.nn.fused import Fused
 from tersor.nn.module import CompressedModule, CompressedParameter
-from tersor.nn.windowed import Windowed
 
 
 class CompressedLinear(CompressedModule, nn.Linear):
@@ -18,6 +18,6 @@ class CompressedLinear(CompressedModule, nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """input: (..., in_features) -> (..., out_features)."""
         source = self.compressed["weight"]
-        if isinstance(source, Windowed):
+        if isinstance(source, Fused):
             return source.linear(self, input, self.bias)
         return F.linear(input, self.decode("weight"), self.bias)

@@ -9,6 +9,7 @@ import torch
 
 from tersor.format.errors import UsageError
 from tersor.nn import CompressedModule, Stored, restore
+from tersor.nn.joint import close_scopes
 from tersor.nn.stored import part_names
 
 
@@ -35,6 +36,7 @@ def restore_model(model: Any, converters: Sequence[Any], dtype: torch.dtype | No
             pairs[target] = source
     for _, module in compressed:
         restore(module)
+    close_scopes(model)
     vars(model).pop("_tied_weights_keys", None)
     model.all_tied_weights_keys = pairs
     model.tie_weights(recompute_mapping=False)

@@ -21,8 +21,8 @@ from tersor.format.manifest import TensorEntry, dump_manifest
 from tersor.integrations.transformers.renaming import with_parts
 from tersor.kernels.ops import SAFETENSORS_DTYPES
 from tersor.nn import CompressedModule, Stored
+from tersor.nn.fused import Fused
 from tersor.nn.stored import part_names
-from tersor.nn.windowed import Windowed
 
 _SPELLINGS = {
     **SAFETENSORS_DTYPES,
@@ -50,7 +50,7 @@ def state_dict_and_metadata(model: Any) -> tuple[dict[str, torch.Tensor], dict[s
     for path, module in model.named_modules():
         for source in module.compressed.values() if isinstance(module, CompressedModule) else ():
             prefix = f"{path}." if path else ""
-            if isinstance(source, Windowed):
+            if isinstance(source, Fused):
                 source = _at_rest(source, module, prefix, state)
             if isinstance(source, Stored):
                 names = part_names(source.name, source.entry)
@@ -65,13 +65,12 @@ def state_dict_and_metadata(model: Any) -> tuple[dict[str, torch.Tensor], dict[s
     return state | guards, {MANIFEST_KEY: dump_manifest(entries)}
 
 
-def _at_rest(source: Windowed, module: Any, prefix: str, state: dict[str, torch.Tensor]) -> Stored:
+def _at_rest(source: Fused, module: Any, prefix: str, state: dict[str, torch.Tensor]) -> Stored:
     """Put a weight's form at rest into `state` in place of its layout on the GPU."""
-    for name in source.part_names:
+    for name in source.held:
         del state[prefix + name]
     stored, parts = source.stored(module)
-    for name, part in zip(part_names(stored.name, stored.entry), parts, strict=True):
-        state[prefix + name] = part
+    state |= {prefix + name: part for name, part in parts.items()}
     return stored
 
 

@@ -1,11 +1,11 @@
-"""A linear layer's weight in the `fast` layout: the same bits, placed so that a GPU multiplies from them.
+"""A linear layer's weight in a layout that products read directly: no decoding, less to read.
 
 At rest and in the `compact` layout exponents are entropy coded, and a product must decode the
 matrix to memory first. The `fast` layout (`tersor.kernels.window.layout`) spends 0.7 bit per
 weight more and lets the product read the compressed weights themselves: at batch 1 it is faster
 than the plain bfloat16 product, because it reads 11.4 bits where that reads 16.
 
-A weight comes here from its stored form (`Windowed.of`), on the GPU, one at a time, and goes
+A weight comes here from its stored form (`Fused.of`), on the GPU, one at a time, and goes
 back to it to be saved; nothing is stored on disk in this layout.
 """
 
@@ -19,10 +19,8 @@ from torch.nn import functional as F
 
 from tersor.format.constants import CODEC_HUFFMAN
 from tersor.format.manifest import TensorEntry
-from tersor.kernels.window import ops  # noqa: F401  (defines the operators)
-from tersor.nn.stored import Stored
-
-BLOCKS, PLACES, RECORDS = "_blocks", "_places", "_records"
+from tersor.nn.forms import Arrays, Form, WindowForm
+from tersor.nn.stored import Stored, part_names
 
 
 def can_hold(source: object) -> bool:
@@ -37,8 +35,8 @@ def can_hold(source: object) -> bool:
 
 
 @dataclass(frozen=True)
-class Windowed:
-    """The parameter `name` (rows, cols) of a module in the `fast` layout; `entry` tells what it is at rest.
+class Fused:
+    """The parameter `name` (rows, cols) of a module, in `form`; `entry` tells what it is at rest.
 
     `exact`: products by decoding and torch's own product, bit for bit those of the plain layer;
     otherwise fused for few tokens, equal up to the order of summation.
@@ -47,15 +45,16 @@ class Windowed:
     name: str
     entry: TensorEntry
     dtype: torch.dtype
+    form: Form
     exact: bool = False
 
     @classmethod
-    def of(cls, module: nn.Module, source: Stored, exact: bool) -> Windowed:
+    def of(cls, module: nn.Module, source: Stored, exact: bool) -> Fused:
         """Bring the weight that `source` reads from `module` into the `fast` layout, in its place."""
-        parts = torch.ops.tersor.window_pack(source.restore(module))
-        for suffix, part in zip((BLOCKS, PLACES, RECORDS), parts, strict=True):
-            module.register_parameter(source.name + suffix, nn.Parameter(part, requires_grad=False))
-        return cls(source.name, source.entry, source.dtype, exact)
+        form, arrays = WindowForm.pack(source.restore(module))
+        made = cls(source.name, source.entry, source.dtype, form, exact)
+        made.attach(module, arrays)
+        return made
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -63,22 +62,35 @@ class Windowed:
         return self.entry.shape
 
     @property
-    def part_names(self) -> tuple[str, ...]:
-        """The parameters that hold the weight now."""
-        return self.name + BLOCKS, self.name + PLACES, self.name + RECORDS
+    def held(self) -> tuple[str, ...]:
+        """The names, in the module's state, of what holds the weight now."""
+        return tuple(f"{self.name}_{part}" for part in self.form.names)
 
-    def cast(self, dtype: torch.dtype) -> Windowed:
+    def cast(self, dtype: torch.dtype) -> Fused:
         """The same, decoding to `dtype`."""
         return replace(self, dtype=dtype)
 
+    def arrays(self, module: nn.Module) -> Arrays:
+        """The layout's arrays."""
+        return tuple(getattr(module, name) for name in self.held)
+
+    def attach(self, module: nn.Module, arrays: Arrays) -> None:
+        """Make the arrays parameters of `module`."""
+        for name, array in zip(self.held, arrays, strict=True):
+            module.register_parameter(name, nn.Parameter(array, requires_grad=False))
+
+    def detach(self, module: nn.Module) -> None:
+        """Remove them."""
+        for name in self.held:
+            del module._parameters[name]
+
     def device(self, module: nn.Module) -> torch.device:
         """Where the weight is."""
-        return module.get_parameter(self.part_names[0]).device
+        return self.arrays(module)[0].device
 
     def decode(self, module: nn.Module) -> Tensor:
         """The whole weight."""
-        decoded: Tensor = torch.ops.tersor.window_decode(*self._parts(module), *self.shape)
-        return decoded.to(self.dtype)
+        return self.form.decode(self.arrays(module)).to(self.dtype)
 
     def select(self, module: nn.Module, index: int) -> Tensor:
         """`weight[index]`."""
@@ -87,23 +99,22 @@ class Windowed:
     def restore(self, module: nn.Module) -> Tensor:
         """The whole weight, after removing the layout's arrays from `module`."""
         weight = self.decode(module)
-        for name in self.part_names:
-            del module._parameters[name]
+        self.detach(module)
         return weight
+
+    def multiplies(self, x: Tensor) -> bool:
+        """Whether products with `x` may be fused."""
+        return not self.exact and self.dtype == torch.bfloat16 and x.dtype == torch.bfloat16
 
     def linear(self, module: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
         """x (..., cols) -> (..., rows)."""
         if self.dtype != torch.bfloat16 or x.dtype != torch.bfloat16:
             return F.linear(x, self.decode(module), bias)
-        product: Tensor = torch.ops.tersor.window_linear(
-            x, *self._parts(module), bias, *self.shape, self.exact
-        )
-        return product
+        return self.form.linear(x, self.arrays(module), bias, self.exact)
 
-    def stored(self, module: nn.Module) -> tuple[Stored, tuple[Tensor, Tensor, Tensor]]:
-        """The weight's form at rest: how to read it, and (book, offsets, tiles)."""
-        tiles, offsets, book = torch.ops.tersor.huffman_encode(self.decode(module))
-        return Stored(self.name, self.entry, self.dtype), (book, offsets, tiles)
-
-    def _parts(self, module: nn.Module) -> tuple[Tensor, ...]:
-        return tuple(getattr(module, name) for name in self.part_names)
+    def stored(self, module: nn.Module) -> tuple[Stored, dict[str, Tensor]]:
+        """The weight's form at rest: how to read it, and its arrays by name."""
+        at_rest = Stored(self.name, self.entry, self.dtype)
+        tiles, offsets, book = torch.ops.tersor.huffman_encode(self.form.decode(self.arrays(module)))
+        names = part_names(at_rest.name, at_rest.entry)
+        return at_rest, dict(zip(names, (book, offsets, tiles), strict=True))

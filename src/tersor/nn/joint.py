@@ -1,0 +1,220 @@
+"""Layers that are given the same input, multiplied as one: query, key and value; gate and up.
+
+At one token a product is a few microseconds of reading, and a third of one begins and ends before
+the memory is up to speed. Siblings' matrices therefore lie one below the other as one matrix
+(`Joint`), and one launch multiplies it. Yet the model's code goes on asking three layers:
+
+    parent.forward                             the parent's class is a subclass made here, whose forward
+      q_proj(x)   multiplies all of the joint        opens the joint, runs the plain forward, closes it
+      k_proj(x)   finds its part ready
+      v_proj(x)   finds its part ready
+    end           nothing is kept
+
+What is ready is given out once, and only to whoever brings the very tensor that it was made from:
+the same object and, where autograd counts, the same version of it. A sibling with another input,
+or one that does not come at all (cross-attention, where keys have an input of their own, or none
+after the first token), proves the guess wrong: from then on these siblings multiply apart, each
+its own rows of the joint matrix, in place. So does a sibling that is called when the parent is
+not, and all of them when there are many tokens and nothing is to be won. Results are the same
+bits either way, because every sum of the layout's products is ordered by columns alone.
+
+All of this is plain attributes, set and reset within one call of the parent. `torch.compile` follows
+it and sees one product and three slices, `fullgraph` too; a CUDA graph captures the same. Forward
+hooks were rejected (they meet accelerate's), so was keeping results by weak references to inputs
+(dynamo cannot follow), and leaving equal products to common subexpression elimination (inductor
+has none for inference).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tersor.nn.forms import Arrays, Form
+from tersor.nn.fused import Fused
+
+JOINT = "joint"  # the name under which each sibling has it as a child
+MAX_TOKENS = 64  # beyond, a sibling's product alone keeps the GPU busy
+
+
+class Ready:
+    """During one call of the parent: the siblings' outputs for `input` that were not asked for yet."""
+
+    def __init__(self) -> None:
+        self.input: Tensor | None = None
+        self.version = 0
+        self.outputs: tuple[Tensor | None, ...] = ()
+
+
+class Joint(nn.Module):
+    """The matrices of `members`, one below the other, as one; a child of each of them."""
+
+    def __init__(self, form: Form, arrays: Arrays, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        for name, array in zip(form.names, arrays, strict=True):
+            self.register_parameter(name, nn.Parameter(array, requires_grad=False))
+        self.form = form
+        self.members = tuple(members)  # in a tuple, so that they are not its children
+        self.together = True  # until a call shows that their inputs differ
+        self.ready: Ready | None = None
+
+    @property
+    def arrays(self) -> Arrays:
+        """The layout's arrays, of all rows."""
+        return tuple(getattr(self, name) for name in self.form.names)
+
+    def take(self, index: int, x: Tensor) -> Tensor | None:
+        """The product of member `index` with `x`, made now or before; None if it must multiply alone."""
+        ready = self.ready
+        if ready is None or not self.together or not 0 < x.numel() <= MAX_TOKENS * self.form.cols:
+            return None
+        if ready.input is None:
+            ready.input, ready.version, ready.outputs = x, _version(x), self._products(x)
+        output = ready.outputs[index]
+        if ready.input is not x or ready.version != _version(x) or output is None:
+            self.ready, self.together = Ready(), False
+            return None
+        ready.outputs = (*ready.outputs[:index], None, *ready.outputs[index + 1 :])
+        if all(other is None for other in ready.outputs):
+            ready.input, ready.outputs = None, ()
+        return output
+
+    def _products(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Every member's product with `x`, contiguous as the plain layer's."""
+        sources: list[Part] = [member.compressed["weight"] for member in self.members]  # type: ignore[index,misc]
+        biases: list[Any] = [member.bias for member in self.members]
+        heights = [source.form.rows for source in sources]
+        if not all(source.multiplies(x) for source in sources):
+            # one product per matrix, because cuBLAS sums otherwise for another number of rows
+            weights = torch.split(self.form.decode(self.arrays), heights)
+            triples = zip(weights, sources, biases, strict=True)
+            return tuple(F.linear(x, weight.to(source.dtype), bias) for weight, source, bias in triples)
+        bias = None if biases[0] is None else torch.cat(biases)
+        y = self.form.linear(x, self.arrays, bias, False)
+        return tuple(part.contiguous() for part in torch.split(y, heights, dim=-1))
+
+
+@dataclass(frozen=True)
+class Part(Fused):
+    """A weight that is rows [first, first + form.rows) of its module's joint matrix; member `index` of it."""
+
+    index: int = 0
+    first: int = 0
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The names, in the module's state, of what holds the weight now."""
+        return tuple(f"{JOINT}.{part}" for part in self.form.names)
+
+    def arrays(self, module: nn.Module) -> Arrays:
+        """The joint's arrays, as far as they are this weight's."""
+        joint = _joint(module)
+        return joint.form.cut(joint.arrays, self.first, self.form.rows)[1]
+
+    def device(self, module: nn.Module) -> torch.device:
+        """Where the weight is."""
+        return _joint(module).arrays[0].device
+
+    def detach(self, module: nn.Module) -> None:
+        """Leave the joint; its memory is freed when the last member has."""
+        _joint(module).together = False
+        del module._modules[JOINT]
+
+    def linear(self, module: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x (..., cols) -> (..., rows)."""
+        taken = _joint(module).take(self.index, x)
+        return super().linear(module, x, bias) if taken is None else taken
+
+
+class JointScope(nn.Module):
+    """Mixin of the classes that `open_joints` makes of parents: their joints are open while they run."""
+
+    plain_class: Any
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copy and pickle by the plain class: this one is made at run time."""
+        return _blank, (self.plain_class,), self.__dict__
+
+
+def join(parent: nn.Module, members: Sequence[nn.Module], form: Form, arrays: Arrays) -> None:
+    """Give the layers `members` of `parent`, their own arrays removed, a joint matrix in their place."""
+    joint = Joint(form, arrays, members)
+    first = 0
+    for index, member in enumerate(members):
+        compressed: Any = member.compressed
+        own: Fused = compressed["weight"]
+        member.add_module(JOINT, joint)
+        compressed["weight"] = Part(own.name, own.entry, own.dtype, own.form, own.exact, index, first)
+        first += own.form.rows
+    if not isinstance(parent, JointScope):
+        plain: Any = type(parent)
+        changed: Any = parent
+        changed.__class__ = _scope_class(plain)
+
+
+def close_scopes(model: nn.Module) -> None:
+    """Give parents that have no joint any more their plain class again."""
+    for module in model.modules():
+        if isinstance(module, JointScope) and not _joints(module):
+            plain: Any = module
+            plain.__class__ = module.plain_class
+
+
+@cache
+def _scope_class(plain: Any) -> type[JointScope]:
+    @wraps(plain.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        joints = _joints(self)
+        outer = [joint.ready for joint in joints]  # a parent that calls itself
+        for joint in joints:
+            joint.ready = Ready()
+        try:
+            result = plain.forward(self, *args, **kwargs)
+            for joint in joints:
+                if joint.ready is not None and joint.ready.input is not None:
+                    joint.together = False
+            return result
+        finally:
+            for joint, before in zip(joints, outer, strict=True):
+                joint.ready = before
+
+    attributes = {
+        "forward": forward,
+        "plain_class": plain,
+        "__module__": plain.__module__,
+        "__doc__": plain.__doc__,
+    }
+    return type(plain.__name__, (JointScope, plain), attributes)
+
+
+def _blank(plain: Any) -> JointScope:
+    """An instance without state, for copy and pickle to fill."""
+    made = _scope_class(plain)
+    return made.__new__(made)
+
+
+def _joint(module: nn.Module) -> Joint:
+    joint = module._modules[JOINT]
+    assert isinstance(joint, Joint)
+    return joint
+
+
+def _joints(parent: nn.Module) -> list[Joint]:
+    """The joints of a parent's children, each once."""
+    found: list[Joint] = []
+    for child in parent.children():
+        joint = child._modules.get(JOINT)
+        if isinstance(joint, Joint) and not any(joint is other for other in found):
+            found.append(joint)
+    return found
+
+
+def _version(x: Tensor) -> int:
+    """How often `x` was written to, where that is counted: not in inference mode, not in a graph."""
+    return 0 if torch.compiler.is_compiling() or x.is_inference() else x._version

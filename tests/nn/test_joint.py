@@ -1,0 +1,232 @@
+"""Siblings multiplied as one: the same bits, one product, right however they are called (on the CPU's operators)."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tersor.nn import compress, lay_out, restore
+from tersor.nn.joint import MAX_TOKENS, Joint, JointScope, Part
+
+HIDDEN, HEIGHTS = 96, (48, 32, 24)  # the last one's last strip is half full
+
+
+class Attention(nn.Module):
+    """As much of attention as matters here: three projections, called as `calls` says."""
+
+    def __init__(self, bias: bool = False) -> None:
+        super().__init__()
+        for name, rows in zip(("q_proj", "k_proj", "v_proj"), HEIGHTS, strict=True):
+            self.add_module(name, nn.Linear(HIDDEN, rows, bias=bias, dtype=torch.bfloat16))
+        self.o_proj = nn.Linear(HIDDEN, HIDDEN, bias=bias, dtype=torch.bfloat16)
+
+    def forward(self, x: Tensor, other: Tensor | None = None, twice: bool = False) -> tuple[Tensor, ...]:
+        """The projections of x; of `other` for keys and values, if there is one; of x + 1 too, if `twice`."""
+        y = x if other is None else other
+        made = (self.q_proj(x), self.k_proj(y), self.v_proj(y))
+        if twice:
+            z = x + 1
+            made += (self.q_proj(z), self.k_proj(z), self.v_proj(z))
+        return made
+
+
+class OnlyQuery(Attention):
+    def forward(self, x: Tensor, *_: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.q_proj(x), self.q_proj(x), self.o_proj(x)
+
+
+class InPlace(Attention):
+    def forward(self, x: Tensor, *_: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+        x = x.clone()
+        q = self.q_proj(x)
+        x.add_(1)
+        return q, self.k_proj(x), self.v_proj(x)
+
+
+class Products(TorchDispatchMode):
+    """Counts tersor's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "tersor":
+            self.count[func._opname] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def compress_linears(model: nn.Module, entry: Any) -> None:
+    """Compress every linear layer of `model`; entry: of a weight."""
+    for module in list(model.modules()):
+        if isinstance(module, nn.Linear):
+            tiles, offsets, book = torch.ops.tersor.huffman_encode(module.weight)
+            parts = {"weight_tiles": tiles, "weight_offsets": offsets, "weight_book": book}
+            compress(module, "weight", entry(module.weight), parts)
+
+
+@pytest.fixture
+def entry() -> Iterator[Any]:
+    from tersor.format.constants import CODEC_HUFFMAN
+    from tersor.format.manifest import TensorEntry
+
+    yield lambda weight: TensorEntry(CODEC_HUFFMAN, "BF16", tuple(weight.shape), "0" * 64)
+
+
+def pair(kind: type[Attention], entry: Any, bias: bool = False, exact: bool = False) -> tuple[Any, Attention]:
+    """A joined module, and its plain twin."""
+    torch.manual_seed(0)
+    plain = kind(bias)
+    module = copy.deepcopy(plain)
+    compress_linears(module, entry)
+    assert lay_out(module, "fast", exact, device_type="cpu") == 4
+    return module, plain
+
+
+def joint(module: Any) -> Joint:
+    found: Joint = module.q_proj.joint
+    assert module.k_proj.joint is module.v_proj.joint is found
+    return found
+
+
+def same(ours: tuple[Tensor, ...], theirs: tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(a, b) and a.is_contiguous() for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("exact", [False, True])
+def test_one_product(entry: Any, bias: bool, exact: bool) -> None:
+    module, plain = pair(Attention, entry, bias, exact)
+    for shape in ((1, 1), (1, 1, 1), (3, 5), (MAX_TOKENS,)):
+        x = torch.randn(*shape, HIDDEN).bfloat16()
+        with Products() as products, torch.inference_mode():
+            ours = module(x)
+        assert same(ours, plain(x)) and products.count == {"window_decode" if exact else "window_linear": 1}
+    assert joint(module).together and joint(module).ready is None
+    assert not hasattr(module.o_proj, "joint") and type(module).__name__ == "Attention"
+
+
+def test_many_tokens_are_multiplied_apart(entry: Any) -> None:
+    module, plain = pair(Attention, entry)
+    for shape in ((MAX_TOKENS + 1,), (0,)):
+        x = torch.randn(*shape, HIDDEN).bfloat16()
+        with Products() as products:
+            ours = module(x)
+        assert same(ours, plain(x)) and products.count == {"window_linear": 3}
+    assert joint(module).together
+
+
+def test_two_inputs_one_after_the_other(entry: Any) -> None:
+    module, plain = pair(Attention, entry)
+    x = torch.randn(2, HIDDEN).bfloat16()
+    with Products() as products:
+        ours = module(x, None, True)
+    assert same(ours, plain(x, None, True)) and products.count == {"window_linear": 2}
+
+
+def test_another_input_for_keys(entry: Any) -> None:
+    """Right at once, and apart from then on."""
+    module, plain = pair(Attention, entry)
+    x, y = torch.randn(2, 4, HIDDEN).bfloat16().unbind()
+    assert same(module(x, y), plain(x, y))
+    assert not joint(module).together
+    with Products() as products:
+        assert same(module(x, y), plain(x, y))
+    assert products.count == {"window_linear": 3}
+
+
+@pytest.mark.parametrize("kind", [OnlyQuery, InPlace])
+def test_siblings_that_do_not_come_or_come_late(entry: Any, kind: type[Attention]) -> None:
+    module, plain = pair(kind, entry)
+    x = torch.randn(2, HIDDEN).bfloat16()
+    for _ in range(2):
+        assert same(module(x), plain(x))
+        assert not joint(module).together and joint(module).ready is None
+
+
+def test_a_sibling_alone(entry: Any) -> None:
+    """Outside of its parent each layer multiplies its own rows, and nothing waits for the others."""
+    module, plain = pair(Attention, entry, bias=True)
+    x = torch.randn(2, HIDDEN).bfloat16()
+    for name in ("v_proj", "q_proj", "k_proj", "q_proj"):
+        assert same((getattr(module, name)(x),), (getattr(plain, name)(x),))
+    assert joint(module).together and joint(module).ready is None
+
+
+def test_an_error_leaves_nothing_behind(entry: Any) -> None:
+    module, plain = pair(Attention, entry)
+    x = torch.randn(2, HIDDEN).bfloat16()
+    with pytest.raises(RuntimeError):
+        module(x, torch.randn(2, HIDDEN + 1).bfloat16())
+    assert joint(module).ready is None and same(module(x), plain(x))
+
+
+def test_weights_copies_and_the_way_back(entry: Any) -> None:
+    """Each weight under its own name, bit for bit: read, copied, pickled, cast, laid out anew, restored."""
+    module, plain = pair(Attention, entry, bias=True)
+    x = torch.randn(2, HIDDEN).bfloat16()
+    saved = io.BytesIO()
+    torch.save(module, saved)
+    saved.seek(0)
+    for twin in (module, copy.deepcopy(module), torch.load(saved, weights_only=False)):
+        assert isinstance(twin, JointScope) and same(twin(x), plain(x))
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            ours, theirs = getattr(twin, name).weight.clone(), getattr(plain, name).weight
+            assert torch.equal(ours.view(torch.int16), theirs.view(torch.int16))
+    wide = copy.deepcopy(module).to(torch.float32)
+    assert same(wide(x.float()), copy.deepcopy(plain).float()(x.float()))
+    compact = copy.deepcopy(module)
+    assert lay_out(compact, "compact", device_type="cpu") == 0
+    assert type(compact) is Attention and not any(isinstance(m, Joint) for m in compact.modules())
+    assert same(compact(x), plain(x))
+    assert lay_out(compact, "fast", device_type="cpu") == 4 and same(compact(x), plain(x))
+    restore(module.k_proj)  # one alone leaves the others right
+    assert type(module.k_proj) is nn.Linear and same(module(x), plain(x))
+
+
+def test_a_layer_that_is_replaced(entry: Any) -> None:
+    module, plain = pair(Attention, entry)
+    module.k_proj = plain.k_proj
+    x = torch.randn(2, HIDDEN).bfloat16()
+    for _ in range(2):
+        assert same(module(x), plain(x))
+
+
+def test_exact_can_change(entry: Any) -> None:
+    module, _ = pair(Attention, entry)
+    lay_out(module, "fast", exact=True, device_type="cpu")
+    assert all(isinstance(s, Part) and s.exact for s in (module.q_proj.compressed["weight"],))
+    with Products() as products:
+        module(torch.randn(1, HIDDEN).bfloat16())
+    assert products.count == {"window_decode": 1}
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("kind", [Attention, OnlyQuery])
+def test_it_compiles_whole(entry: Any, kind: type[Attention], exact: bool) -> None:
+    """`fullgraph`: one product in the graph where siblings come, right where they do not, nothing kept."""
+    module, plain = pair(kind, entry, bias=True, exact=exact)
+    calls: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        calls.append(sum("window" in str(node.target) for node in graph.graph.nodes))
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
+    x = torch.randn(1, 1, HIDDEN).bfloat16()
+    for _ in range(3):
+        assert same(compiled(x), plain(x))
+    assert joint(module).ready is None
+    if kind is Attention:
+        assert calls == [1]
+    else:  # one guess, and after it was wrong the graph that stays
+        assert len(calls) == 2 and not joint(module).together
