@@ -23,7 +23,7 @@ def layer(rows: int = 256, columns: int = 512) -> tuple[torch.Tensor, torch.Tens
     return weight.bfloat16(), x.T @ x / len(x)
 
 
-@pytest.mark.parametrize("settings", [preset("3-bit"), preset("4-bit", act_order="groups"), gptq(4, 128)])
+@pytest.mark.parametrize("settings", [preset("3-bit"), preset("4-bit", act_order="columns"), gptq(4, 128)])
 def test_grids_equal_those_of_the_cpu(settings: Settings) -> None:
     weight, h = layer()
     here = spqr.quantize(weight, h, settings, torch.float64)

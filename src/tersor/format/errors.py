@@ -109,6 +109,10 @@ class BadOutliers(FormatError):
     """Outliers that are miscounted, unsorted or outside the matrix."""
 
 
+class BadStats(FormatError):
+    """Scales or zeros that are not finite, or would not be with the largest codes."""
+
+
 class BadSteps(FormatError):
     """Column steps that are not positive finite numbers."""
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tersor.codec.quantized import arithmetic_torch as arithmetic
 from tersor.codec.quantized.dequantize_torch import grid_weights, integer_weights, rounded
 from tersor.codec.quantized.integers import SYMBOL_DTYPE
 from tersor.codec.quantized.matrix import SCALE_MIN, SCALE_STEP, ZERO_MIN, ZERO_STEP
@@ -52,8 +53,8 @@ def spqr_dequantize(
     else:
         second = second.repeat_interleave(rows, dim=0, output_size=len(second) * rows)[:height]
         first = unpack(levels, stat_bits, 2 * second.shape[1]).float()
-        scale = second[..., SCALE_MIN] + second[..., SCALE_STEP] * first[:, 0::2]
-        zero = second[..., ZERO_MIN] + second[..., ZERO_STEP] * first[:, 1::2]
+        scale = arithmetic.statistic(second[..., SCALE_MIN], second[..., SCALE_STEP], first[:, 0::2])
+        zero = arithmetic.statistic(second[..., ZERO_MIN], second[..., ZERO_STEP], first[:, 1::2])
     weight = grid_weights(unpack(codes, bits, columns), scale, zero, group)
     if counts is not None and places is not None and deltas is not None:
         index = _outlier_index(widened(counts), widened(places), height, columns)

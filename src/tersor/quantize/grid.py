@@ -16,20 +16,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tersor.codec.quantized import arithmetic_torch as arithmetic
 from tersor.codec.quantized.dequantize_torch import to_f16
-from tersor.codec.quantized.rounding import F16_MAX
+from tersor.quantize.reference import LARGEST_ZERO, TINY_SCALE
 from tersor.quantize.settings import Settings
-
-TINY_SCALE = 1e-9  # as in the reference
 
 
 def first_level(low: Tensor, high: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Scale and real zero of grids from `low` to `high`; a constant c gets [-|c|, |c|]."""
-    constant = low == high
-    low, high = torch.where(constant, -low.abs(), low), torch.where(constant, high.abs(), high)
-    scale = (high - low) / levels
-    zero = torch.where(scale > 0, -low / scale, levels / 2)
-    return scale, zero.clamp(-F16_MAX, F16_MAX)
+    """Scale and real zero of grids from `low` to `high`; of flat groups as in the reference."""
+    largest, half = torch.where(low.abs() > high.abs(), low, high), (levels + 1) / 2
+    flat = (high - low) * LARGEST_ZERO <= levels * largest.abs()
+    scale = torch.where(flat, largest.abs() / half, (high - low) / levels)
+    zero = torch.where(flat, torch.where(largest < 0, half, half / 2), -low / scale)
+    return scale, zero
 
 
 def rounding_error(g: Tensor, d: Tensor, low: Tensor, high: Tensor, levels: int) -> Tensor:
@@ -69,8 +68,8 @@ def without_outliers(g: Tensor, d: Tensor, limit: Tensor, levels: int) -> Tensor
 class Grid:
     """The grids of one group for all rows, as stored and as served."""
 
-    scale: Tensor  # (R,) float32
-    zero: Tensor  # (R,) float32
+    a: Tensor  # (R,) float32
+    b: Tensor  # (R,) float32
     scale_codes: Tensor  # (R,) uint8
     zero_codes: Tensor  # (R,) uint8
     stats: Tensor  # (K, 4) float16: scale step, scale min, zero step, zero min
@@ -82,7 +81,7 @@ def fit(g: Tensor, settings: Settings) -> Grid:
     scale, scale_codes, scale_step, scale_min = second_level(scale, settings)
     zero, zero_codes, zero_step, zero_min = second_level(zero, settings)
     stats = torch.stack([scale_step, scale_min, zero_step, zero_min], dim=1)
-    return Grid(scale, zero, scale_codes, zero_codes, stats)
+    return Grid(*arithmetic.grid(scale, zero), scale_codes, zero_codes, stats)
 
 
 def second_level(x: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -95,5 +94,5 @@ def second_level(x: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor,
     wide = step.to(x.dtype)[:, None]
     codes = ((padded - minimum.to(x.dtype)[:, None]) / wide).round().clamp(0, top)
     codes = torch.where(wide > 0, codes, 0.0)
-    served = minimum.float()[:, None] + step.float()[:, None] * codes.float()
+    served = arithmetic.statistic(minimum.float()[:, None], step.float()[:, None], codes.float())
     return served.view(-1)[:rows], codes.view(-1)[:rows].to(torch.uint8), step, minimum

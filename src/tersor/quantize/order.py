@@ -3,7 +3,9 @@
 Error feedback lets later columns repair earlier ones, so the columns that matter most go first:
 *act-order*, by falling diagonal of the Hessian. Groups then hold columns that were not neighbours,
 and whoever multiplies has to gather its input in the same order. Ordering whole *groups* instead
-keeps neighbours together: the result goes back to its original places and nothing needs to know.
+keeps neighbours together: the result goes back to its original places and nothing needs to know. (Within a
+group columns share their grid, so there too the heavier ones go first, and a group that is the whole row
+has full act-order for nothing.)
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ def column_order(diagonal: npt.NDArray[np.float64], settings: Settings) -> npt.N
     if settings.act_order == "columns":
         return np.argsort(-diagonal, kind="stable").astype(np.int32)
     group = settings.group_size(columns)
-    whole = columns // group  # a cut-off last group stays last
-    heavy = np.argsort(-diagonal[: whole * group].reshape(whole, group).sum(axis=1), kind="stable")
-    places = (heavy[:, None] * group + np.arange(group)).reshape(-1)
-    return np.concatenate([places, np.arange(whole * group, columns)]).astype(np.int32)
+    whole = columns // group * group  # a cut-off last group stays last
+    groups = diagonal[:whole].reshape(-1, group)
+    heavy = np.argsort(-groups.sum(axis=1), kind="stable")
+    inside = np.argsort(-groups, axis=1, kind="stable")
+    places = (heavy[:, None] * group + inside[heavy]).reshape(-1)
+    return np.concatenate([places, whole + np.argsort(-diagonal[whole:], kind="stable")]).astype(np.int32)
 
 
 def settle(q: Quantized, order: npt.NDArray[np.int32], act_order: ActOrder) -> Quantized:

@@ -7,8 +7,9 @@ the paper or its code leave a choice:
 * Second-level numbers, outliers and the weights themselves are rounded to their stored types before
   they are used, so the error that is fed back is the error that will be served.
 * An outlier is stored as weight minus dequantised base, so adding it is replacing the weight.
-* A group of one repeated value c gets the range [-|c|, |c|], which holds c exactly. (The paper's
-  [-1, 1] turns rows of zeros into rows of +-1/(2^b - 1).)
+* A flat group, one value c over and over or so nearly that its zero would not fit binary16, gets steps
+  of |c| / 2^(b-1) and a zero at a power of two, which hold c exactly. (The paper's [-1, 1] turns rows of
+  zeros into rows of +-1/(2^b - 1).)
 * An input that calibration never saw is rounded as it is. (GPTQ sets its weights to zero; but a rare
   token or an expert that got none would then lose them for good.)
 * The variance in the outlier threshold is that of the population, so a single row works too.
@@ -19,8 +20,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from tersor.codec.quantized import arithmetic
 from tersor.codec.quantized.matrix import Quantized
-from tersor.codec.quantized.rounding import F16, F16_MAX, F32, round_weight, to_f16
+from tersor.codec.quantized.rounding import F16, F32, round_weight, to_f16
 from tersor.quantize.order import column_order, settle
 from tersor.quantize.settings import Settings
 
@@ -29,6 +31,7 @@ Codes = npt.NDArray[np.uint8]
 TINY_SCALE = (
     1e-9  # of the matrix's unit: below it a group is one point, and dividing by its scale is not safe
 )
+LARGEST_ZERO = 2.0**14  # a quarter of what binary16 holds: a second level on top of it still fits
 
 
 def hessian(inputs: F32) -> F64:
@@ -62,11 +65,12 @@ def quantize(weight: F32, h: F64 | None, settings: Settings, dtype: str = "BF16"
             span = slice(j, min(j + group, columns))
             cleaned = without_outliers(w[:, span], d[span], limit, settings)
             scale, zero, scale_code, zero_code, second = fit_two_levels(cleaned, settings)
+            a, b = arithmetic.grid(scale, zero)
             scale_codes.append(scale_code)
             zero_codes.append(zero_code)
             stats.append(second)
-        q = np.clip(np.rint(w[:, j] / np.maximum(scale, TINY_SCALE) + zero), 0, top)
-        base = scale * (q.astype(np.float32) - zero)  # float32, exactly as the dequantiser
+        q = np.clip(np.rint((w[:, j] - b) / np.maximum(a, TINY_SCALE)), 0, top)
+        base = arithmetic.base(a, b, q.astype(np.uint8))  # exactly as the dequantiser
         served = round_weight(base * np.float32(unit), dtype) / unit
         outlier = ((w[:, j] - served) / d[j]) ** 2 > limit
         delta = to_f16(w[:, j] - base)
@@ -126,12 +130,12 @@ def round_group(g: F64, levels: int) -> F64:
 def first_level(g: F64, levels: int) -> tuple[F64, F64]:
     """Scale and real zero of each row of a group, from its extremes."""
     low, high = g.min(axis=1), g.max(axis=1)
-    constant = low == high
-    low, high = np.where(constant, -np.abs(low), low), np.where(constant, np.abs(high), high)
-    scale = (high - low) / levels
-    zero = np.full_like(scale, levels / 2)
-    np.divide(-low, scale, out=zero, where=scale > 0)
-    return scale, np.clip(zero, -F16_MAX, F16_MAX)
+    largest, half = np.where(np.abs(low) > np.abs(high), low, high), (levels + 1) / 2
+    flat = (high - low) * LARGEST_ZERO <= levels * np.abs(largest)
+    scale = np.where(flat, np.abs(largest) / half, (high - low) / levels)
+    zero = np.where(largest < 0, half, half / 2)
+    np.divide(-low, scale, out=zero, where=~flat)
+    return scale, zero
 
 
 def leave_one_out(g: F64, d: F64, levels: int) -> F64:
@@ -157,10 +161,10 @@ def without_outliers(g: F64, d: F64, limit: float, settings: Settings) -> F64:
     return g
 
 
-def fit_two_levels(g: F64, settings: Settings) -> tuple[F32, F32, Codes, Codes, F16]:
+def fit_two_levels(g: F64, settings: Settings) -> tuple[F16, F16, Codes, Codes, F16]:
     """Scale and zero per row as they will be served (R,), their codes (R,), and second level (K, 4)."""
     scale, zero = first_level(g, settings.levels)
-    served = np.zeros((2, len(g)), dtype=np.float32)
+    served = np.zeros((2, len(g)), dtype=np.float16)
     codes = np.zeros((2, len(g)), dtype=np.uint8)
     stats = []
     for start in range(0, len(g), settings.run):
@@ -168,10 +172,11 @@ def fit_two_levels(g: F64, settings: Settings) -> tuple[F32, F32, Codes, Codes, 
         second: list[float] = []
         for which, x in enumerate((scale, zero)):
             step, low = second_level(x[run], settings.stat_bits)
+            minimum, size = np.full((2, 1), [[low], [step]], np.float16)
             if step > 0:
                 code = np.rint((x[run] - low) / step)
                 codes[which, run] = np.clip(code, 0, (1 << settings.stat_bits) - 1)
-            served[which, run] = np.float32(low) + np.float32(step) * codes[which, run].astype(np.float32)
+            served[which, run] = arithmetic.statistic(minimum, size, codes[which, run])
             second += [step, low]
         stats.append(second)
     return served[0], served[1], codes[0], codes[1], np.array(stats, dtype=np.float16)

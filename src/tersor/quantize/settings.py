@@ -7,8 +7,8 @@ compared fairly:
 method                feedback  statistics  outliers     act-order
 ====================  ========  ==========  ===========  ==========
 RTN                   no        16-bit      none         none
-GPTQ                  yes       16-bit      none         columns
-SpQR                  yes       two levels  tau < inf    columns
+GPTQ                  yes       16-bit      none         groups
+SpQR                  yes       two levels  tau < inf    groups
 ====================  ========  ==========  ===========  ==========
 
 The names follow SpQR (arXiv 2306.03078), whose g and h are easily swapped: `group` (g) is a run of
@@ -45,8 +45,11 @@ class Settings:
     """Outlier threshold, in units of the layer's mean squared sensitivity; inf keeps no outliers."""
     percdamp: float = 0.1
     """Damping of the Hessian, in units of its mean diagonal; 0.1 was best on held-out text (dev/LOG.md)."""
-    act_order: ActOrder = "columns"
-    """Order of quantisation: as stored, single columns by falling Hessian, or whole groups by it."""
+    act_order: ActOrder = "groups"
+    """Order of quantisation: as stored, single columns by falling Hessian, or whole groups by it.
+
+    Columns need their order stored and every product to gather its input; groups stay in their places.
+    """
     feedback: bool = True
     """Push each column's rounding error into the columns still to come (GPTQ)."""
 

@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tersor.codec.quantized import arithmetic_torch as arithmetic
 from tersor.codec.quantized.dequantize_torch import to_f16
 from tersor.codec.quantized.matrix import Quantized
 from tersor.format.errors import UnknownDtype, UsageError
 from tersor.quantize.factor import inverse_factor
-from tersor.quantize.grid import TINY_SCALE, Grid, fit, without_outliers
+from tersor.quantize.grid import Grid, fit, without_outliers
 from tersor.quantize.order import column_order, settle
+from tersor.quantize.reference import TINY_SCALE
 from tersor.quantize.settings import BLOCK, Settings
 
 DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
@@ -128,10 +130,10 @@ class _Columns:
     def _column(self, j: int, grid: Grid) -> Tensor:
         """Quantise column j; the values that will be served, (R,) in units."""
         w = self.w[j]
-        scale, zero = grid.scale.to(w.dtype), grid.zero.to(w.dtype)
-        codes = (w / scale.clamp(min=TINY_SCALE) + zero).round_().clamp_(0, self.settings.levels)
+        a, b = grid.a.to(w.dtype), grid.b.to(w.dtype)
+        codes = ((w - b) / a.clamp(min=TINY_SCALE)).round_().clamp_(0, self.settings.levels)
         self.codes[j] = codes
-        base = grid.scale * (codes.float() - grid.zero)  # float32, exactly as the dequantiser
+        base = arithmetic.base(grid.a, grid.b, codes.float())  # exactly as the dequantiser
         served = self._served(base)
         if self.limit is None or self.outlier is None or self.delta is None:
             return served

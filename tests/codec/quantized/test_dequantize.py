@@ -7,6 +7,7 @@ import hashlib
 import numpy as np
 import pytest
 
+from exact import bfloat16, binary16, fraction
 from matrices import VARIANTS, grid_matrix, integer_matrix
 from tersor.codec.quantized.dequantize import dequantize, dequantize_rows, weight_sha256
 from tersor.codec.quantized.matrix import Quantized
@@ -23,10 +24,12 @@ def by_definition(q: Quantized) -> np.ndarray:
     out = np.zeros(q.shape, f)
     for r in range(rows):
         for j in range(columns):
-            scale_step, scale_min, zero_step, zero_min = q.stats[r // q.run, j // q.group].astype(f)
-            s = scale_min + scale_step * f(q.scale_codes[r, j // q.group])
-            z = zero_min + zero_step * f(q.zero_codes[r, j // q.group])
-            w = s * (f(q.codes[r, j]) - z)
+            i = j // q.group
+            scale_step, scale_min, zero_step, zero_min = map(fraction, q.stats[r // q.run, i])
+            s = binary16(scale_min + scale_step * int(q.scale_codes[r, i]))
+            z = binary16(zero_min + zero_step * int(q.zero_codes[r, i]))
+            a = bfloat16(s)
+            w = f(float(bfloat16(a * int(q.codes[r, j]) + bfloat16(-a * z))))
             if r * columns + j in kept:
                 w = w + kept[r * columns + j]
             out[r, j if q.order is None else q.order[j]] = w * f(q.unit)

@@ -21,7 +21,15 @@ from tersor.codec.quantized.parts import (
     proven_matrix,
     to_parts,
 )
-from tersor.format.errors import BadOrder, BadOutliers, BadSteps, FormatError, HashMismatch, NotCanonical
+from tersor.format.errors import (
+    BadOrder,
+    BadOutliers,
+    BadStats,
+    BadSteps,
+    FormatError,
+    HashMismatch,
+    NotCanonical,
+)
 from tersor.format.layout import stored_tensors
 from tersor.format.manifest import TensorEntry, dump_manifest, parse_manifest
 
@@ -101,6 +109,16 @@ RULES: dict[str, tuple[Matrix, str, Callable[[np.ndarray], None], type[Exception
     "a row beyond the matrix": (grid_matrix(), "_places", set_at(-1, 4095), BadOutliers),
     "outliers out of order": (grid_matrix(), "_places", swap_first, BadOutliers),
     "an outlier twice": (grid_matrix(), "_places", lambda a: set_at(1, int(a[0]))(a), BadOutliers),
+    "an infinite outlier": (grid_matrix(), "_deltas", set_at(3, 0xFC00), BadOutliers),
+    "a scale's step that is no number": (grid_matrix(), "_stats", set_at((1, 2, 0), 0x7E01), BadStats),
+    "an infinite zero": (grid_matrix(), "_stats", set_at((1, 2, 3), 0xFC00), BadStats),
+    "zeros that grow beyond the largest": (grid_matrix(), "_stats", set_at((0, 0, 2), 0xF0A1), BadStats),
+    "a direct scale beyond all": (
+        grid_matrix(stat_bits=0, run=1),
+        "_stats",
+        set_at((0, 0, 0), 0x7C00),
+        BadStats,
+    ),
     "a step of zero": (integer_matrix(), "_steps", set_at(3, 0), BadSteps),
     "a negative step": (integer_matrix(), "_steps", set_at(3, 0xBF80), BadSteps),
     "an infinite step": (integer_matrix(), "_steps", set_at(3, 0x7F80), BadSteps),

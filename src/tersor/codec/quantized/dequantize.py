@@ -8,16 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from tersor.codec.quantized import arithmetic
 from tersor.codec.quantized.integers import Integers
 from tersor.codec.quantized.matrix import SCALE_MIN, SCALE_STEP, ZERO_MIN, ZERO_STEP, Quantized
-from tersor.codec.quantized.rounding import F32, round_weight, to_bytes
+from tersor.codec.quantized.rounding import F16, F32, round_weight, to_bytes
 
-_STEP_WEIGHTS = 1 << 22  # dequantised at a time: 16 MB of float32, and as much again a few times
-
-
-def statistics(q: Quantized) -> tuple[F32, F32]:
-    """Scale and zero of every group, both (R, G) float32."""
-    return _statistics(q, 0, q.shape[0])
+_STEP_WEIGHTS = 1 << 16  # dequantised at a time: what lies in a core's cache a few times over
 
 
 def dequantize(q: Quantized | Integers) -> F32:
@@ -30,8 +26,9 @@ def dequantize_rows(q: Quantized | Integers, first: int, stop: int) -> F32:
     if isinstance(q, Integers):
         return round_weight(q.codes[first:stop].astype(np.float32) * q.steps, q.dtype)
     columns = q.shape[1]
-    scale, zero = (np.repeat(x, q.group, axis=1)[:, :columns] for x in _statistics(q, first, stop))
-    weight: F32 = scale * (q.codes[first:stop].astype(np.float32) - zero)
+    grid = arithmetic.grid(*statistics(q, first, stop))
+    a, b = (np.repeat(x, q.group, axis=1)[:, :columns] for x in grid)
+    weight = arithmetic.base(a, b, q.codes[first:stop])
     begin, end = np.searchsorted(q.outlier_index, [first * columns, stop * columns])
     flat = weight.reshape(-1)
     flat[q.outlier_index[begin:end] - first * columns] += q.outlier_value[begin:end].astype(np.float32)
@@ -62,9 +59,11 @@ def inverse(order: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
     return undo
 
 
-def _statistics(q: Quantized, first: int, stop: int) -> tuple[F32, F32]:
-    stats = q.stats[np.arange(first, stop) // q.run].astype(np.float32)
-    scale_codes, zero_codes = (x[first:stop].astype(np.float32) for x in (q.scale_codes, q.zero_codes))
-    scale = stats[..., SCALE_MIN] + stats[..., SCALE_STEP] * scale_codes
-    zero = stats[..., ZERO_MIN] + stats[..., ZERO_STEP] * zero_codes
+def statistics(q: Quantized, first: int, stop: int) -> tuple[F16, F16]:
+    """Scale and zero of every group of rows `first` to `stop`, both (stop - first, G)."""
+    stats = q.stats[np.arange(first, stop) // q.run]
+    if not q.stat_bits:
+        return stats[..., SCALE_MIN], stats[..., ZERO_MIN]
+    scale = arithmetic.statistic(stats[..., SCALE_MIN], stats[..., SCALE_STEP], q.scale_codes[first:stop])
+    zero = arithmetic.statistic(stats[..., ZERO_MIN], stats[..., ZERO_STEP], q.zero_codes[first:stop])
     return scale, zero

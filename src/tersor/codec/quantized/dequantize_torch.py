@@ -6,10 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tersor.codec.quantized import arithmetic_torch as arithmetic
 from tersor.codec.quantized.dequantize import inverse
 from tersor.codec.quantized.integers import Integers
 from tersor.codec.quantized.matrix import SCALE_MIN, SCALE_STEP, ZERO_MIN, ZERO_STEP, Quantized
 from tersor.codec.quantized.rounding import F16_MAX
+
+_STEP, _CPU_STEP = 1 << 24, 1 << 16  # weights at a time: scratch is bounded, and fits a CPU's cache
 
 TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -23,8 +26,10 @@ def dequantize(q: Quantized | Integers, device: torch.device | str = "cpu") -> T
     if isinstance(q, Integers):
         return integer_weights(put(q.codes), put(q.steps), TORCH_DTYPES[q.dtype])
     stats = put(q.stats).float().repeat_interleave(q.run, dim=0)[: q.shape[0]]
-    scale = stats[..., SCALE_MIN] + stats[..., SCALE_STEP] * put(q.scale_codes).float()
-    zero = stats[..., ZERO_MIN] + stats[..., ZERO_STEP] * put(q.zero_codes).float()
+    scale, zero = stats[..., SCALE_MIN], stats[..., ZERO_MIN]
+    if q.stat_bits:
+        scale = arithmetic.statistic(scale, stats[..., SCALE_STEP], put(q.scale_codes))
+        zero = arithmetic.statistic(zero, stats[..., ZERO_STEP], put(q.zero_codes))
     weight = grid_weights(put(q.codes), scale, zero, q.group)
     weight.view(-1)[put(q.outlier_index)] += put(q.outlier_value).float()
     weight = rounded(weight.mul_(q.unit), TORCH_DTYPES[q.dtype])
@@ -32,10 +37,16 @@ def dequantize(q: Quantized | Integers, device: torch.device | str = "cpu") -> T
 
 
 def grid_weights(codes: Tensor, scale: Tensor, zero: Tensor, group: int) -> Tensor:
-    """scale (R, G) * (codes (R, C) - zero (R, G)), (R, C) float32."""
-    columns = codes.shape[1]
-    scale, zero = (x.repeat_interleave(group, dim=1)[:, :columns] for x in (scale, zero))
-    return (codes.float() - zero).mul_(scale)
+    """The bases of codes (R, C) on the grids of scale and zero (R, G), (R, C) float32."""
+    rows, columns = codes.shape
+    weight = torch.empty(codes.shape, device=codes.device)
+    step = max(1, (_CPU_STEP if codes.device.type == "cpu" else _STEP) // columns)
+    a, b = arithmetic.grid(scale, zero)
+    for first in range(0, rows, step):
+        some = slice(first, first + step)
+        wide_a, wide_b = (x[some].repeat_interleave(group, dim=1)[:, :columns] for x in (a, b))
+        weight[some] = arithmetic.base(wide_a, wide_b, codes[some])
+    return weight
 
 
 def integer_weights(codes: Tensor, steps: Tensor, dtype: torch.dtype) -> Tensor:

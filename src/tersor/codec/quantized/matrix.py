@@ -6,14 +6,15 @@ power of two chosen so that the largest weight lies in [1, 2): binary16 statisti
 precision for any scale of weights, and the scaling itself is exact.
 
     group   i = j // g            run  k = r // h
-    scale   s = scale_min[k,i] + scale_step[k,i] * scale_codes[r,i]      exact in float32 but for one rounding
-    zero    z =  zero_min[k,i] +  zero_step[k,i] *  zero_codes[r,i]
-    base      = s * (codes[r,j] - z)
+    scale   s = RN16(scale_min[k,i] + scale_step[k,i] * scale_codes[r,i])
+    zero    z = RN16( zero_min[k,i] +  zero_step[k,i] *  zero_codes[r,i])
+    grid    a = RNbf(s)     b = RNbf(-(a * z))
+    base      = RNbf(a * codes[r,j] + b)
     weight    = (base + outlier[r,j]) * unit, rounded to dtype
 
-An 11-bit step times an 8-bit code has 19 bits, so that product is exact in float32: a fused
-multiply-add and two separate operations give the same s and z. Every implementation, on any
-hardware, can therefore be bit-exact. Where there is no outlier nothing is added.
+RN16 and RNbf round the exact value once, to binary16 and bfloat16 (`arithmetic.py` says why and how).
+Every implementation, on any hardware, can therefore be bit-exact. Where there is no outlier nothing is
+added.
 """
 
 from __future__ import annotations

@@ -22,10 +22,10 @@ from tersor.codec import Packed, decode
 from tersor.codec.packed import check_offsets
 from tersor.codec.quantized.dequantize import weight_sha256
 from tersor.codec.quantized.integers import SYMBOL_DTYPE, Integers
-from tersor.codec.quantized.matrix import SCALE_MIN, ZERO_MIN, Quantized
+from tersor.codec.quantized.matrix import SCALE_MIN, SCALE_STEP, ZERO_MIN, ZERO_STEP, Quantized
 from tersor.codec.quantized.packing import pack, unpack
 from tersor.format.constants import CODEC_INTEGERS, CODEC_SPQR, TILE_COLS, TILE_ROWS
-from tersor.format.errors import BadOrder, BadOutliers, BadSteps, HashMismatch, NotCanonical
+from tersor.format.errors import BadOrder, BadOutliers, BadStats, BadSteps, HashMismatch, NotCanonical
 from tersor.format.layout import (
     BOOK,
     CODES,
@@ -48,6 +48,7 @@ Parts = dict[str, Array]
 Matrix = Quantized | Integers
 
 _TILE = TILE_ROWS * TILE_COLS
+_OVERFLOW = 65520  # where binary16 rounds to infinity
 
 
 def to_parts(q: Matrix, book: npt.NDArray[np.uint8] | None = None) -> Parts:
@@ -131,6 +132,7 @@ def from_parts(entry: TensorEntry, parts: Mapping[str, Array], where: str = "ten
         levels = np.zeros((rows, 2 * groups), np.uint8)
         direct, stats = stats, np.zeros((*stats.shape[:2], 4), np.float16)
         stats[..., [SCALE_MIN, ZERO_MIN]] = direct
+    _check_stats(stats, p.stat_bits, where)
     index, value = _outliers(p, parts, rows, columns, where)
     return Quantized(
         p.bits,
@@ -147,6 +149,15 @@ def from_parts(entry: TensorEntry, parts: Mapping[str, Array], where: str = "ten
         value,
         _order(parts[ORDER], columns, where) if p.order else None,
     )
+
+
+def _check_stats(stats: npt.NDArray[np.float16], stat_bits: int, where: str) -> None:
+    size = np.abs(stats.astype(np.float64))
+    reach = size[..., [SCALE_MIN, ZERO_MIN]] + size[..., [SCALE_STEP, ZERO_STEP]] * ((1 << stat_bits) - 1)
+    if not (reach < _OVERFLOW).all():  # not a number is not less either
+        raise BadStats(
+            f"{where}: its scales or zeros are not finite; the data is damaged, copy or download it again"
+        )
 
 
 def check_places(entry: TensorEntry, parts: Mapping[str, Array], where: str = "tensor") -> None:
@@ -188,9 +199,14 @@ def _outliers(
         raise BadOutliers(
             f"{where}: its outliers are unsorted or outside the matrix; the data is damaged, copy or download it again"
         )
+    value = parts[DELTAS].view("<f2").astype(np.float16, copy=False)
+    if not np.isfinite(value).all():
+        raise BadOutliers(
+            f"{where}: an outlier is not finite; the data is damaged, copy or download it again"
+        )
     index = row * columns + column
     rising = np.argsort(index)
-    return index[rising], parts[DELTAS].view("<f2").astype(np.float16, copy=False)[rising]
+    return index[rising], value[rising]
 
 
 def _integers(entry: TensorEntry, parts: Mapping[str, Array], where: str) -> Integers:
