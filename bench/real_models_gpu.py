@@ -44,9 +44,8 @@ def said(model: Any, tokenizer: Any) -> list[list[int]]:
 def bits_per_weight(model: Any) -> float:
     """Of the linear layers in the `fast` layout, everything counted."""
     layers = [m for m in model.modules() if isinstance(m, CompressedLinear)]
-    held = {
-        id(p): p.nbytes for m in layers for k, p in m._parameters.items() if k != "bias" and p is not None
-    }
+    parameters = [p for m in layers for name, p in m.named_parameters() if not name.endswith("bias")]
+    held = {id(p): p.nbytes for p in parameters}  # layers with one input share a matrix
     return 8 * sum(held.values()) / sum(m.in_features * m.out_features for m in layers)
 
 
