@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from tersor.codec.quantized import dequantize_torch
+from tersor.codec.quantized.matrix import Quantized
 from tersor.quantize import integers_torch, spqr
+from tersor.quantize.columns import new_block
 from tersor.quantize.integers import IntegerSettings
-from tersor.quantize.settings import Settings, gptq, preset
+from tersor.quantize.settings import Settings, gptq, preset, rtn
 from tersor.quantize.stream import Job, quantize_model
 
 pytestmark = pytest.mark.gpu
@@ -23,15 +27,53 @@ def layer(rows: int = 256, columns: int = 512) -> tuple[torch.Tensor, torch.Tens
     return weight.bfloat16(), x.T @ x / len(x)
 
 
-@pytest.mark.parametrize("settings", [preset("3-bit"), preset("4-bit", act_order="columns"), gptq(4, 128)])
+SETTINGS = {
+    "3-bit": preset("3-bit"),
+    "4-bit": preset("4-bit"),
+    "columns": preset("4-bit", act_order="columns"),
+    "no outliers": preset("4-bit", tau=math.inf),
+    "groups of 24": preset("4-bit", group=24, rows=64, stat_bits=4),  # blocks of 120, the last of 32
+    "groups of 128": gptq(4, 128),
+    "groups of 256": gptq(4, 256),
+    "whole rows": gptq(4),
+    "rounding": rtn(4, 32),
+}
+EVERY = pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
+STORED = ("codes", "scale_codes", "zero_codes", "stats", "outlier_index", "outlier_value")
+
+
+def assert_equal(a: Quantized, b: Quantized) -> None:
+    for field in STORED:
+        np.testing.assert_array_equal(getattr(a, field), getattr(b, field), field)
+
+
+@EVERY
 def test_grids_equal_those_of_the_cpu(settings: Settings) -> None:
     weight, h = layer()
-    here = spqr.quantize(weight, h, settings, torch.float64)
-    there = spqr.quantize(weight.cuda(), h.cuda(), settings, torch.float64)
-    for field in ("codes", "scale_codes", "zero_codes", "stats", "outlier_index", "outlier_value"):
-        np.testing.assert_array_equal(getattr(here, field), getattr(there, field), field)
-    served = dequantize_torch.dequantize(there, "cuda")
-    assert torch.equal(served.cpu(), dequantize_torch.dequantize(here))
+    for scale in (1.0, 2.0**-7):  # the second matrix replays the first one's graph, in another unit
+        here = spqr.quantize(weight * scale, h, settings, torch.float64)
+        there = spqr.quantize((weight * scale).cuda(), h.cuda(), settings, torch.float64)
+        assert here.unit == there.unit
+        assert_equal(here, there)
+        served = dequantize_torch.dequantize(there, "cuda")
+        assert torch.equal(served.cpu(), dequantize_torch.dequantize(here))
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_replayed_graph_does_what_the_plain_loop_does(
+    settings: Settings, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, h = (x.cuda() for x in layer(300, 640))
+    replayed = spqr.quantize(weight.to(dtype), h, settings)
+
+    def plain(
+        n: int, rows: int, group: int, like: torch.Tensor, settings: Settings, served: object
+    ) -> object:
+        return new_block(n, rows, -(-n // group), like, settings), None
+
+    monkeypatch.setattr(spqr, "captured", plain)
+    assert_equal(replayed, spqr.quantize(weight.to(dtype), h, settings))
 
 
 def test_integers_equal_those_of_the_cpu() -> None:

@@ -1,7 +1,8 @@
 """Two-level grids and leave-one-out, vectorised in torch over all rows of a matrix.
 
 Everything here is transposed: a group is (g, R), one *input* a line, so that each step of the column
-loop reads contiguous memory.
+loop reads contiguous memory. No operation waits for the device or takes a number from the host's memory
+(`torch.where` with a Python number does), so all of it can be recorded in a CUDA graph.
 
 Leave-one-out looks expensive: a group of g weights asks for g + 1 fits. But a min-max grid changes only
 when its extreme leaves. For every other weight the rest is rounded exactly as before, and what keeping
@@ -27,7 +28,8 @@ def first_level(low: Tensor, high: Tensor, levels: int) -> tuple[Tensor, Tensor]
     largest, half = torch.where(low.abs() > high.abs(), low, high), (levels + 1) / 2
     flat = (high - low) * LARGEST_ZERO <= levels * largest.abs()
     scale = torch.where(flat, largest.abs() / half, (high - low) / levels)
-    zero = torch.where(flat, torch.where(largest < 0, half, half / 2), -low / scale)
+    exact = (largest < 0).to(low.dtype).add_(1).mul_(half / 2)  # half for negative ones, else half of that
+    zero = torch.where(flat, exact, -low / scale)
     return scale, zero
 
 
@@ -60,7 +62,7 @@ def without_outliers(g: Tensor, d: Tensor, limit: Tensor, levels: int) -> Tensor
         return g
     good = leave_one_out(g, d, levels) <= limit
     count = good.sum(dim=0)
-    mean = torch.where(good, g, 0.0).sum(dim=0) / count.clamp(min=1)
+    mean = g.masked_fill(~good, 0.0).sum(dim=0) / count.clamp(min=1)
     return torch.where(good | (count == 0), g, mean)
 
 
@@ -93,6 +95,6 @@ def second_level(x: Tensor, settings: Settings) -> tuple[Tensor, Tensor, Tensor,
     step = to_f16((high - low) / top) if top else torch.zeros_like(minimum)
     wide = step.to(x.dtype)[:, None]
     codes = ((padded - minimum.to(x.dtype)[:, None]) / wide).round().clamp(0, top)
-    codes = torch.where(wide > 0, codes, 0.0)
+    codes.masked_fill_(~(wide > 0), 0.0)
     served = arithmetic.statistic(minimum.float()[:, None], step.float()[:, None], codes.float())
     return served.view(-1)[:rows], codes.view(-1)[:rows].to(torch.uint8), step, minimum

@@ -1,9 +1,9 @@
 """SpQR at full speed, in torch, on the CPU or a GPU; `reference.py` says what it computes.
 
 The matrix is held transposed, (C, R), so that a column is contiguous. Columns are worked in blocks of
-about 128: inside a block every column's error goes to the block's later columns at once; the rest of
-the matrix gets the whole block's errors in one matrix product. Nothing waits for the device between
-the first column and the last.
+about 128 (`columns.py`): inside a block every column's error goes to the block's later columns at once; the
+rest of the matrix gets the whole block's errors in one matrix product. Nothing waits for the device between
+the first column and the last, and on a GPU a block is one replay of a CUDA graph (`captured.py`).
 
 In float64 the result equals the reference's, number by number. In float32, the default, a weight that
 lies within rounding of the middle between two codes may fall to the other side, and the feedback
@@ -18,14 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tersor.codec.quantized import arithmetic_torch as arithmetic
-from tersor.codec.quantized.dequantize_torch import to_f16
 from tersor.codec.quantized.matrix import Quantized
 from tersor.format.errors import UnknownDtype, UsageError
+from tersor.quantize.captured import captured
+from tersor.quantize.columns import Block, Grids, fit_group, new_block, quantize_block
 from tersor.quantize.factor import inverse_factor
-from tersor.quantize.grid import Grid, fit, without_outliers
 from tersor.quantize.order import column_order, settle
-from tersor.quantize.reference import TINY_SCALE
 from tersor.quantize.settings import BLOCK, Settings
 
 DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
@@ -79,95 +77,95 @@ def unit_of(weight: Tensor) -> float:
 
 
 class _Columns:
-    """The column loop over one matrix `w` (C, R) in units, which it consumes."""
+    """The column loop over one matrix `w` (C, R) in units, which it consumes, block by block."""
 
     def __init__(
-        self, w: Tensor, upper: Tensor | None, settings: Settings, weight_dtype: torch.dtype, unit: float
+        self, w: Tensor, upper: Tensor | None, settings: Settings, served: torch.dtype, unit: float
     ) -> None:
-        self.w, self.upper, self.settings = w, upper, settings
-        self.weight_dtype, self.unit = weight_dtype, unit
+        self.w, self.settings, self.served, self.unit = w, settings, served, unit
+        self.upper = upper if settings.feedback else None
         self.d = torch.ones_like(w[:, 0]) if upper is None else upper.diagonal()
         self.sparse = math.isfinite(settings.tau)
         sensitivity = w.var(dim=1, unbiased=False) / self.d.square()
         self.limit = settings.tau * sensitivity.mean() if self.sparse else None
-        self.grids: list[Grid] = []
+        columns, rows = w.shape
+        self.group = settings.group_size(columns)
+        self.grids = Grids.empty(-(-columns // self.group), rows, settings.run, w.device)
         self.codes = torch.empty_like(w, dtype=torch.uint8)
-        self.outlier = torch.zeros_like(w, dtype=torch.bool) if self.sparse else None
-        self.delta = torch.empty_like(w, dtype=torch.float16) if self.sparse else None
+        kept = rows if self.sparse else 0
+        self.outlier = w.new_empty(columns, kept, dtype=torch.bool)
+        self.delta = w.new_empty(columns, kept, dtype=torch.float16)
 
     def run(self) -> _Columns:
-        columns = len(self.w)
-        group = self.settings.group_size(columns)
+        columns, group = len(self.w), self.group
         # a block is whole groups, or a group is whole blocks: a grid is fitted where no update is owed
-        block = BLOCK // group * group if group <= BLOCK else BLOCK if group % BLOCK == 0 else group
-        for start in range(0, columns, block):
-            stop = min(start + block, columns)
-            errors = self._block(start, stop, group)
-            if self.settings.feedback and self.upper is not None and stop < columns:
-                self.w[stop:] -= self.upper[start:stop, stop:].T @ errors
+        size = BLOCK // group * group if group <= BLOCK else BLOCK if group % BLOCK == 0 else group
+        block, graph = None, None
+        for start in range(0, columns, size):
+            stop = min(start + size, columns)
+            if block is None or stop - start < size:
+                block, graph = self._room(stop - start, whole=stop - start == size < columns)
+            self._fill(block, start, stop)
+            if graph is None:
+                quantize_block(block, group, self.settings, self.served)
+            else:
+                graph.replay()
+            self._take(block, start, stop)
+            if self.upper is not None and stop < columns:
+                self.w[stop:] -= self.upper[start:stop, stop:].T @ block.errors
         return self
 
-    def _block(self, start: int, stop: int, group: int) -> Tensor:
-        """Quantise columns start to stop; their errors over d, (stop - start, R)."""
-        w, d, feedback = self.w[start:stop], self.d[start:stop], self.settings.feedback
-        upper = None if self.upper is None else self.upper[start:stop, start:stop]
-        errors = torch.empty_like(w)
-        for j in range(stop - start):
-            if (start + j) % group == 0:
-                self._fit(start + j, min(start + j + group, len(self.w)))
-            served = self._column(start + j, self.grids[-1])
-            errors[j] = (w[j] - served) / d[j]
-            if feedback and upper is not None and j + 1 < stop - start:
-                w[j + 1 :].addcmul_(upper[j, j + 1 :, None], errors[j], value=-1)
-        return errors
+    def _room(self, n: int, whole: bool) -> tuple[Block, torch.cuda.CUDAGraph | None]:
+        """A block of n columns; on a GPU, if it is one of several `whole` ones, with its graph."""
+        rows = self.w.shape[1]
+        if whole and self.w.is_cuda:
+            return captured(n, rows, self.group, self.w, self.settings, self.served)
+        return new_block(n, rows, -(-n // self.group), self.w, self.settings), None
 
-    def _fit(self, start: int, stop: int) -> None:
-        group = self.w[start:stop]
-        if self.limit is not None:
-            group = without_outliers(group, self.d[start:stop], self.limit, self.settings.levels)
-        self.grids.append(fit(group, self.settings))
+    def _fill(self, x: Block, start: int, stop: int) -> None:
+        """Give a block its columns, and the grid of a group that is larger than it."""
+        x.w.copy_(self.w[start:stop])
+        x.d.copy_(self.d[start:stop])
+        x.unit.fill_(self.unit)
+        if x.upper is not None and self.upper is not None:
+            x.upper.copy_(self.upper[start:stop, start:stop])
+        if x.limit is not None and self.limit is not None:
+            x.limit.copy_(self.limit)
+        if self.group > stop - start:
+            if start % self.group == 0:
+                span = slice(start, start + self.group)
+                self.grids.put(
+                    start // self.group, fit_group(self.w[span], self.d[span], self.limit, self.settings)
+                )
+            x.grids.put(0, self.grids.only(start // self.group))
 
-    def _column(self, j: int, grid: Grid) -> Tensor:
-        """Quantise column j; the values that will be served, (R,) in units."""
-        w = self.w[j]
-        a, b = grid.a.to(w.dtype), grid.b.to(w.dtype)
-        codes = ((w - b) / a.clamp(min=TINY_SCALE)).round_().clamp_(0, self.settings.levels)
-        self.codes[j] = codes
-        base = arithmetic.base(grid.a, grid.b, codes.float())  # exactly as the dequantiser
-        served = self._served(base)
-        if self.limit is None or self.outlier is None or self.delta is None:
-            return served
-        outlier = ((w - served) / self.d[j]).square_() > self.limit
-        delta = to_f16(w - base)
-        self.outlier[j] = outlier
-        self.delta[j] = delta
-        return torch.where(outlier, self._served(base + delta.float()), served)
-
-    def _served(self, x: Tensor) -> Tensor:
-        """Float32 in units, rounded as the weight it will be."""
-        x = x * self.unit
-        if self.weight_dtype == torch.float16:
-            x = to_f16(x)
-        return x.to(self.weight_dtype).to(self.w.dtype) / self.unit
+    def _take(self, x: Block, start: int, stop: int) -> None:
+        """Take a block's results."""
+        self.codes[start:stop] = x.codes
+        self.outlier[start:stop] = x.outlier
+        self.delta[start:stop] = x.delta
+        if self.group <= stop - start:
+            self.grids.put(start // self.group, x.grids)
 
     def result(self, dtype: str) -> Quantized:
         columns = len(self.w)
         index, value = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float16)
-        if self.outlier is not None and self.delta is not None:
+        if self.sparse:
             row, column = self.outlier.T.nonzero(as_tuple=True)  # by row, then column
             index = (row * columns + column).cpu().numpy()
             value = self.delta[column, row].cpu().numpy()
+        grids = self.grids
         return Quantized(
             self.settings.bits,
-            self.settings.group_size(columns),
+            self.group,
             self.settings.run,
             self.settings.stat_bits,
             dtype,
             self.unit,
             self.codes.T.contiguous().cpu().numpy(),
-            torch.stack([g.scale_codes for g in self.grids], dim=1).cpu().numpy(),
-            torch.stack([g.zero_codes for g in self.grids], dim=1).cpu().numpy(),
-            torch.stack([g.stats for g in self.grids], dim=1).cpu().numpy(),
+            grids.scale_codes.T.contiguous().cpu().numpy(),
+            grids.zero_codes.T.contiguous().cpu().numpy(),
+            grids.stats.transpose(0, 1).contiguous().cpu().numpy(),
             index,
             value,
             None,
