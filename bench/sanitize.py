@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from tersor.kernels.fused.variant import Variant
 from tersor.kernels.huffman import device as huffman
+from tersor.kernels.tile import device as tile
+from tersor.kernels.tile.variant import VARIANTS
 from tersor.kernels.window import device as window
-from tersor.kernels.window.linear import Variant
 
 w = (torch.randn(130, 1600, device="cuda") * 0.02).bfloat16()
 w[::7] *= torch.exp2(torch.randint(-20, 20, (1600,), device="cuda").float()).bfloat16()
@@ -27,4 +29,12 @@ for tokens, variant in (
     torch.testing.assert_close(
         y.double(), x.double() @ w.double().T, rtol=0.02, atol=1e-2 * float(y.abs().max())
     )
+if tile.supported(w.device):
+    for builds in VARIANTS.values():
+        for build in builds:
+            x = torch.randn(build.tokens + 3, 1600, device="cuda", dtype=torch.bfloat16)
+            y = tile.tile_linear(x, packed, None, build)
+            torch.testing.assert_close(
+                y.double(), x.double() @ w.double().T, rtol=0.02, atol=1e-2 * float(y.abs().max())
+            )
 print("done")

@@ -13,9 +13,10 @@ from torch.nn.functional import linear
 
 from tersor.kernels import measure
 from tersor.kernels.bench import SHAPES, geometric_mean
+from tersor.kernels.fused.variant import Variant
 from tersor.kernels.launcher import shared_limit
 from tersor.kernels.window import device as window
-from tersor.kernels.window.linear import Variant
+from tersor.kernels.window.layout import STAGE_BYTES
 
 # (streaming warps, ring stages, blocks per multiprocessor)
 FEW = ((16, 2, 1), (20, 2, 1), (8, 2, 2), (10, 2, 2), (8, 3, 2), (8, 2, 3), (4, 2, 5))
@@ -47,11 +48,11 @@ def main() -> None:
     for rows, cols in SHAPES:
         weight = (torch.randn(rows, cols, device=device) * 0.02).bfloat16()
         packed = window.pack(weight)
-        ours = [window.pack(weight) for _ in range(measure.copies(packed.blocks.numel()))]
+        ours = [window.pack(weight) for _ in range(measure.copies(packed.stages.numel()))]
         plain = [weight.clone() for _ in range(measure.copies(2 * weight.numel()))]
         for m, variants in VARIANTS.items():
             x = torch.randn(m, cols, device=device, dtype=torch.bfloat16)
-            fitting = [v for v in variants if v.shared <= shared_limit(device)]
+            fitting = [v for v in variants if v.shared(STAGE_BYTES) <= shared_limit(device)]
             calls = [[partial(window.linear, x, p, None, v) for p in ours] for v in fitting]
             cublas, *times = measure.seconds([partial(linear, x, w) for w in plain], *calls, replays=replays)
             ratios = [cublas / seconds for seconds in times]

@@ -9,8 +9,8 @@ import pytest
 from tersor.format.errors import KernelError
 from tersor.kernels import check, compiler
 from tersor.kernels.compiler import Program, compile_program, machine_code
+from tersor.kernels.fused.variant import Variant
 from tersor.kernels.window.layout import MACROS, Geometry
-from tersor.kernels.window.linear import Variant
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
 try:
@@ -18,7 +18,7 @@ try:
 except RuntimeError:
     pytest.skip("NVRTC is not installed", allow_module_level=True)
 
-SMALL = Program("window_combine.cu", "window_combine")
+SMALL = Program("combine.cu", "combine")
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_120"])
@@ -59,6 +59,6 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch:
 
 
 def test_a_compiler_error_says_where() -> None:
-    broken = Program("window_decode.cu", "window_decode", tuple(m for m in MACROS if m[0] != "BLOCK_COLS"))
-    with pytest.raises(KernelError, match=r"window_decode\.cu.*sm_90[\s\S]*BLOCK_COLS"):
+    broken = Program("decode.cu", "decode", tuple(m for m in MACROS if m[0] != "BLOCK_COLS"))
+    with pytest.raises(KernelError, match=r"decode\.cu.*sm_90[\s\S]*BLOCK_COLS"):
         compile_program(broken, "sm_90")

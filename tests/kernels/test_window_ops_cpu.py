@@ -8,8 +8,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import linear
 
 from tersor.kernels import ops  # noqa: F401  (defines the operators)
-from tersor.kernels.window.layout import Geometry
-from tersor.kernels.window.linear import FUSED_TOKENS, MAX_TOKENS, Variant, variant_for
+from tersor.kernels.fused.variant import Variant
+from tersor.kernels.window.layout import STAGE_BYTES, Geometry
+from tersor.kernels.window.linear import FUSED_TOKENS, MAX_TOKENS, variant_for
 
 H200 = (132, 227 * 1024)
 SMALL_GPU = (46, 99 * 1024)
@@ -68,7 +69,7 @@ def test_every_build_fits_its_gpu(gpu: tuple[int, int], rows: int) -> None:
         for tokens in range(1, MAX_TOKENS + 1):
             variant = variant_for(tokens, Geometry(rows, cols), multiprocessors, shared)
             assert tokens <= variant.tokens <= 2 * tokens + 14
-            assert variant.shared <= shared
+            assert variant.shared(STAGE_BYTES) <= shared
             assert variant.threads <= 1024
             launch = variant.launch(Geometry(rows, cols), multiprocessors)
             assert 1 <= launch.blocks[0] <= Geometry(rows, cols).strips
@@ -82,4 +83,4 @@ def test_more_tokens_than_a_launch_takes_are_refused_by_the_choice() -> None:
 
 def test_shared_memory_is_what_the_kernel_lays_out() -> None:
     # rings 8 * (2 * 2816 + 1024), sums 2 * 8 * 8 * 17 floats, no slice of x
-    assert Variant(8, 8, 2, 2).shared == 8 * 6656 + 2 * 8 * 8 * 17 * 4
+    assert Variant(8, 8, 2, 2).shared(STAGE_BYTES) == 8 * 6656 + 2 * 8 * 8 * 17 * 4

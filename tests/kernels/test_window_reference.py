@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tersor.format.constants import ALIGN
-from tersor.kernels.window.layout import BASES_AT, RECORD_HEAD, ROW_SHIFT, STRIP_ROWS, Geometry
+from tersor.kernels.fused.layout import ROW_SHIFT, STRIP_ROWS
+from tersor.kernels.window.layout import BASES_AT, RECORD_HEAD, Geometry
 from tersor.kernels.window.reference import Window, choose_base, pack, unpack
 
 

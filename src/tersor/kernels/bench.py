@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -19,8 +19,10 @@ from tersor.kernels import (
     measure,
     ops,  # noqa: F401  (defines the operators)
 )
+from tersor.kernels.fused.device import Matrix
 from tersor.kernels.huffman import device as huffman
 from tersor.kernels.window import device as window
+from tersor.kernels.window.layout import Geometry
 from tersor.kernels.window.linear import FUSED_TOKENS
 
 SHAPES = (  # out x in features: Llama-8B's and 70B's layers
@@ -115,12 +117,12 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values))
 
 
-def _rotating(packed: window.WindowTensors) -> list[window.WindowTensors]:
+def _rotating(packed: Matrix[Geometry]) -> list[Matrix[Geometry]]:
     """The matrix and enough copies of it that none stays in the cache."""
     copies = [packed]
-    for _ in range(measure.copies(packed.blocks.numel()) - 1):
-        parts = (packed.blocks.clone(), packed.places.clone(), packed.records.clone())
-        copies.append(window.WindowTensors(packed.rows, packed.cols, *parts))
+    for _ in range(measure.copies(packed.stages.numel()) - 1):
+        stages, places, records = packed.stages.clone(), packed.places.clone(), packed.records.clone()
+        copies.append(replace(packed, stages=stages, places=places, records=records))
     return copies
 
 
@@ -128,9 +130,10 @@ def _gaussian(rows: int, cols: int) -> torch.Tensor:
     return (torch.randn(rows, cols, device="cuda") * _SPREAD).bfloat16()
 
 
-def _product(x: torch.Tensor, packed: window.WindowTensors) -> torch.Tensor:
+def _product(x: torch.Tensor, packed: Matrix[Geometry]) -> torch.Tensor:
+    geometry = packed.geometry
     y: torch.Tensor = torch.ops.tersor.window_linear(
-        x, packed.blocks, packed.places, packed.records, None, packed.rows, packed.cols, False
+        x, packed.stages, packed.places, packed.records, None, geometry.rows, geometry.cols, False
     )
     return y
 
@@ -154,7 +157,7 @@ def _check_bits(decoded: torch.Tensor, weight: torch.Tensor, what: str) -> None:
         )
 
 
-def _check_product(x: torch.Tensor, weight: torch.Tensor, packed: window.WindowTensors) -> None:
+def _check_product(x: torch.Tensor, weight: torch.Tensor, packed: Matrix[Geometry]) -> None:
     few = x[:FUSED_TOKENS]
     exact = few.double() @ weight.double().T
 

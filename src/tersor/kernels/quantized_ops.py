@@ -57,13 +57,13 @@ def spqr_dequantize(
         zero = arithmetic.statistic(second[..., ZERO_MIN], second[..., ZERO_STEP], first[:, 1::2])
     weight = grid_weights(unpack(codes, bits, columns), scale, zero, group)
     if counts is not None and places is not None and deltas is not None:
-        index = _outlier_index(widened(counts), widened(places), height, columns)
+        index = outlier_index(widened(counts), widened(places), height, columns)
         weight.view(-1)[index] += deltas.view(torch.float16).float()
     weight = rounded(weight.mul_(2.0**unit), torch_dtype(dtype))
     return weight if order is None else torch.empty_like(weight).index_copy_(1, widened(order), weight)
 
 
-def _outlier_index(counts: Tensor, places: Tensor, height: int, columns: int) -> Tensor:
+def outlier_index(counts: Tensor, places: Tensor, height: int, columns: int) -> Tensor:
     """row * C + column of every outlier, in stored order."""
     tile_cols = Grid(height, columns).tile_cols
     tile = torch.arange(len(counts), device=counts.device)

@@ -1,12 +1,13 @@
 // The activations as the B operand of mma.m16n8k16, and one column of them for an exception.
 //
-// A lane's four steps of a block want 16 consecutive columns of one token (window/layout.py). For few tokens that
+// A lane's four steps of half a stage want 16 consecutive columns of one token. For few tokens that
 // is two 16-byte loads through L1. For more, a slice of the columns is kept in shared memory with eight tokens
 // side by side, 16 bytes per column: then an exception's eight values are one load, and `ldmatrix` turns four
 // rows of eight into operands. Columns 16 apart would meet in the same banks; the piece of column c is
 // therefore number c ^ (c / 16 % 4 * 2).
 #pragma once
 #include "ptx.cuh"
+#include "stage.cuh"
 
 constexpr int PLANE_BYTES = SLICE * SPAN_COLS * 16;  // eight tokens of a slice
 
@@ -63,49 +64,50 @@ struct Activations {
     }
 };
 
-// The B operands of two neighbouring blocks at a time, from a first column on.
+// The B operands of a stage at a time, from a first column on.
 template <int TILES>
-struct ActivationBlocks {
+struct StageActivations {
 #if SLICE
+    static_assert(lane_column(0, 1) == 16 && lane_column(1, 0) == 64, "columns of the `fast` layout");
     u32 address;  // this lane's row of the matrices of step 0
 
-    __device__ __forceinline__ ActivationBlocks(const Activations& from, int first, int lane) {
+    __device__ __forceinline__ StageActivations(const Activations& from, int first, int lane) {
         // Matrix m = lane / 8 is register b = m % 2 of step m / 2; its row r holds column 16 (r / 2) + 4 step + 2 b + r % 2.
         const int m = lane / 8, r = lane % 8;
         const int piece = r / 2 * 16 + ((m / 2 * 4 + m % 2 * 2 + r % 2) ^ (r / 2) << 1);
         address = shared_address(from.slice) + (first + piece) * 16;
     }
     __device__ __forceinline__ void prefetch(int) {}
-    // Operands of the steps 2 * half and 2 * half + 1 of block h: 8 columns further for the second half.
-    __device__ __forceinline__ void load(u32 (&b)[4], int tile, int h, int half) const {
-        load_matrices_transposed(b, address + tile * PLANE_BYTES + (h * BLOCK_COLS + half * 8) * 16);
+    // Operands of the steps 2 * two and 2 * two + 1 of half h: 8 columns further for the second two.
+    __device__ __forceinline__ void load(u32 (&b)[4], int tile, int h, int two) const {
+        load_matrices_transposed(b, address + tile * PLANE_BYTES + (lane_column(h, 0) + two * 8) * 16);
     }
-    __device__ __forceinline__ void advance() { address += 2 * BLOCK_COLS * 16; }
+    __device__ __forceinline__ void advance() { address += STAGE_COLS * 16; }
 #else
     const u16* at;
     bool any;
     uint4 piece[TILES][2][2];
 
-    __device__ __forceinline__ ActivationBlocks(const Activations& from, int first, int lane)
-        : at(from.x + lane / 4 * X_PITCH + first + lane % 4 * 16), any(lane / 4 < TILE) {}
-    // `blocks`: how many there are from here on. What is not there reads as zero.
-    __device__ __forceinline__ void prefetch(int blocks) {
+    __device__ __forceinline__ StageActivations(const Activations& from, int first, int lane)
+        : at(from.x + lane / 4 * X_PITCH + first + lane_column(0, lane % 4)), any(lane / 4 < TILE) {}
+    // `halves`: how many there are from here on. What is not there reads as zero.
+    __device__ __forceinline__ void prefetch(int halves) {
 #pragma unroll
         for (int n = 0; n < TILES; n++)
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 piece[n][h][0] = piece[n][h][1] = make_uint4(0, 0, 0, 0);
-                if (any && h < blocks) {
-                    const uint4* from = (const uint4*)(at + n * 8 * X_PITCH + h * BLOCK_COLS);
+                if (any && h < halves) {
+                    const uint4* from = (const uint4*)(at + n * 8 * X_PITCH + lane_column(h, 0));
                     piece[n][h][0] = __ldg(from);
                     piece[n][h][1] = __ldg(from + 1);
                 }
             }
     }
-    __device__ __forceinline__ void load(u32 (&b)[4], int n, int h, int half) const {
-        const uint4 v = piece[n][h][half];
+    __device__ __forceinline__ void load(u32 (&b)[4], int n, int h, int two) const {
+        const uint4 v = piece[n][h][two];
         b[0] = v.x, b[1] = v.y, b[2] = v.z, b[3] = v.w;
     }
-    __device__ __forceinline__ void advance() { at += 2 * BLOCK_COLS; }
+    __device__ __forceinline__ void advance() { at += STAGE_COLS; }
 #endif
 };

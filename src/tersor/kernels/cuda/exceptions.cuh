@@ -1,17 +1,16 @@
-// The exceptions of one segment, from its record (window/layout.py).
+// The exceptions of one segment, from its record (fused/layout.py).
 #pragma once
 #include "ptx.cuh"
 
 // One row's part of a record.
 struct RowExceptions {
     const u32* entries;
-    int begin, end, base;
+    int begin, end;
 
     __device__ __forceinline__ RowExceptions(const u8* record, int row) {
         const u16* running = (const u16*)record;
         begin = row ? running[row - 1] : 0;
         end = running[row];
-        base = record[BASES_AT + row];
         entries = (const u32*)(record + RECORD_HEAD);
     }
 };

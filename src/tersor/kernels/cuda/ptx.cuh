@@ -42,6 +42,9 @@ __device__ __forceinline__ void load_matrices_transposed(u32 (&d)[4], u32 addres
                  : "memory");
 }
 
+// Bring a cache line to L2.
+__device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 // Programmatic dependent launch (sm_90): a kernel begins while the one before it ends. Until `previous_done`
 // it may only read what no kernel writes, the weights; and only from `let_next_begin` on may its successor start.
 __device__ __forceinline__ void previous_done() {
@@ -60,6 +63,11 @@ __device__ __forceinline__ void store_shared_if(bool here, u32 to, u32 value) {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n@p st.shared.u16 [%1], %2;\n}" ::"r"((int)here), "r"(to),
                  "h"((u16)value)
                  : "memory");
+}
+__device__ __forceinline__ u16 load_shared_u16(u32 from) {
+    u16 value;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(from) : "memory");
+    return value;
 }
 __device__ __forceinline__ void store_shared_16(u32 to, u32 a, u32 b, u32 c, u32 d) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
@@ -87,6 +95,30 @@ __device__ __forceinline__ u16 to_bf16(float f) {
     return h;
 }
 __device__ __forceinline__ float from_bf16(u16 h) { return __uint_as_float((u32)h << 16); }
+// Binary16 in the low half of a word to float32, exactly.
+__device__ __forceinline__ float from_f16(u32 h) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"((u16)h));
+    return f;
+}
+// Two floats rounded to a pair of bfloat16.
+__device__ __forceinline__ u32 to_bf16x2(float low, float high) {
+    u32 d;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(high), "f"(low));
+    return d;
+}
+// a * b + c of pairs, each rounded once, subnormals as they are.
+__device__ __forceinline__ u32 fma_bf16x2(u32 a, u32 b, u32 c) {
+    u32 d;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+__device__ __forceinline__ u32 multiply_bf16x2(u32 a, u32 b) { return fma_bf16x2(a, b, 0x80008000u); }
+__device__ __forceinline__ u32 fma_f16x2(u32 a, u32 b, u32 c) {
+    u32 d;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
 
 // Thread block clusters (sm_90): wait for all blocks, and read a float of another block's shared memory.
 #if __CUDA_ARCH__ >= 900

@@ -13,6 +13,9 @@ __device__ __forceinline__ constexpr int lane_column(int h, int t) { return 64 *
 // The inverse: 4 h + t of the lanes that own column c, from the column's sixteenth of the stage.
 __device__ __forceinline__ constexpr int lane_slot(int sixteenth) { return sixteenth; }
 
+// Put an exception's value into its place in shared memory, where `here`.
+__device__ __forceinline__ void patch(u32 place, u32 entry, bool here) { store_shared_if(here, place, entry >> 16); }
+
 struct Stage {
     const u8* at;
     u32 low, high;  // from exponent 120 + code to base + code, both halves of a pair at once: rows g, g + 8

@@ -6,8 +6,8 @@ mantissa, and a 3-bit code, its exponent minus a *base*. Eight neighbouring expo
 a trained row; the rest are *exceptions*: their place holds the filler +2^base, and a
 list gives their true values.
 
-**Blocks.** A matrix is cut into strips of 16 rows, a strip into blocks of 16 x 64, column-padded with
-fillers. A block is 1408 bytes, in the order in which `mma.m16n8k16` wants its A operand, so that
+**Blocks.** Strips of 16 rows are cut into blocks of 16 x 64, column-padded with fillers. A
+block is 1408 bytes, in the order in which `mma.m16n8k16` wants its A operand, so that
 decoding a pair of weights is a shift, a PRMT and two LOP3. Lane (g, t) = (lane / 4, lane % 4) owns rows
 g and g + 8 and columns 16 t to 16 t + 15; step i = 0..3 multiplies its columns 16 t + 4 i + {0, 1, 2, 3}:
 
@@ -25,18 +25,9 @@ g and g + 8 and columns 16 t to 16 t + 15; step i = 0..3 multiplies its columns 
 Pair j = 4 i + r of codes (first of the pair in the low, second in the high half of a word) is in word
 j / 5 at bit SHIFTS[j % 5] of each half; the three bits of pair 15 are the bit 0 of the three words.
 
-**Records.** Each *segment* (a strip's 16 rows x 512 columns) has a record of 16-byte units: the bases of its
-rows, and its exceptions, sorted by row and column. Record k = strip * segments + segment begins at unit
-`places[k]` (int32) of `records`:
-
-    bytes      what
-    0          [16] uint16  how many exceptions there are in rows 0..r
-    32         [16] uint8   the bases of the rows
-    48         [n] uint32   column within the segment (bits 0 to 8), row within the strip (bits 9 to 12), and
-                            the bfloat16 itself (bits 16 to 31)
-
-So the warp that multiplies a segment gets all it needs besides the blocks in one piece, for which it can ask
-long before. The base of a row in a segment is the smallest one that leaves the fewest exceptions.
+**Records** (`fused.layout`) tell after the running counts, from byte 32 on, the bases of the segment's 16 rows as
+uint8; an exception's 16 bits are the bfloat16 itself. The base of a row in a segment is the smallest one that leaves
+the fewest exceptions. Two blocks side by side are a stage.
 
 Rejected: a base per matrix (0.3 % more exceptions); lists per row, found through pointers (three dependent
 trips to a busy memory: 0.75 of cuBLAS's speed at 8 tokens, dev/LOG.md); exceptions left to warps of their own (too few
@@ -50,39 +41,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tersor.format.constants import TILE_ROWS
+from tersor.kernels.fused import layout as fused
+from tersor.kernels.fused.layout import (
+    RUNNING_BYTES,
+    STRIP_ROWS,
+)
 
-STRIP_ROWS = TILE_ROWS
-BLOCK_COLS = 64
+BLOCK_COLS = 64  # half a stage
 BLOCK_BYTES = STRIP_ROWS * BLOCK_COLS * 11 // 8  # 1408, a multiple of the 128 bytes of a cache line
 CODES_AT = STRIP_ROWS * BLOCK_COLS  # byte in a block at which the code words begin
 LAST_CODES_AT = CODES_AT + 32 * 8
 WINDOW = 8  # exponents that a 3-bit code tells apart
 SHIFTS = (7, 4, 1, 10, 13)  # bit of the pairs 5 w + 0..4 in word w; 7 is a bfloat16's lowest exponent bit
 MIN_BASE, MAX_BASE = 1, 240  # exponent 0 has no implicit one; 2^base must stay a float32 in the epilogue
-BASES_AT = 2 * STRIP_ROWS  # bytes; before them, how many exceptions there are per row, running
+BASES_AT = RUNNING_BYTES
 RECORD_HEAD = BASES_AT + STRIP_ROWS
-EXCEPTION_BYTES = 4
-ROW_SHIFT = 9  # bit of an exception's row; below it the column
-
-# The order of every sum, in columns: a *segment* is one chain of matrix instructions, to which its
-# exceptions are added; two segments add up to a *span*, spans to the row. It does not depend on how many
-# tokens there are or how the work is dealt out, so results do not either.
-SEGMENT_COLS = 512
-SPAN_COLS = 1024
+STAGE_BYTES = 2 * BLOCK_BYTES
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """What follows from a matrix's size alone: `rows` out features, `cols` in features."""
-
-    rows: int
-    cols: int
-
-    @property
-    def strips(self) -> int:
-        """Strips of 16 rows."""
-        return -(-self.rows // STRIP_ROWS)
+class Geometry(fused.Geometry):
+    """What follows from a matrix's size."""
 
     @property
     def blocks(self) -> int:
@@ -91,36 +70,23 @@ class Geometry:
 
     @property
     def padded_cols(self) -> int:
-        """Columns of the activations the kernel reads: `cols` up to a multiple of 64."""
+        """`cols` up to a multiple of 64."""
         return self.blocks * BLOCK_COLS
 
     @property
-    def spans(self) -> int:
-        """Spans of 1024 columns in a row."""
-        return -(-self.cols // SPAN_COLS)
+    def stage_bytes(self) -> int:
+        """Of two blocks; a row may end with one."""
+        return STAGE_BYTES
 
     @property
-    def segments(self) -> int:
-        """Segments of 512 columns in a row."""
-        return -(-self.cols // SEGMENT_COLS)
-
-    @property
-    def records(self) -> int:
-        """Records, one per segment."""
-        return self.strips * self.segments
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes of all blocks."""
-        return self.strips * self.blocks * BLOCK_BYTES
-
-    def bits_per_weight(self, record_bytes: int) -> float:
-        """Everything counted: blocks, places and this many bytes of records."""
-        nbytes = self.block_bytes + 4 * (self.records + 1) + record_bytes
-        return 8 * nbytes / (self.rows * self.cols)
+    def macros(self) -> tuple[tuple[str, int], ...]:
+        """The same for every matrix."""
+        return MACROS
 
 
 MACROS = (
+    *fused.MACROS,
+    ("LAYOUT", 0),
     ("BLOCK_COLS", BLOCK_COLS),
     ("BLOCK_BYTES", BLOCK_BYTES),
     ("CODES_AT", CODES_AT),
@@ -130,8 +96,4 @@ MACROS = (
     ("MAX_BASE", MAX_BASE),
     ("BASES_AT", BASES_AT),
     ("RECORD_HEAD", RECORD_HEAD),
-    ("EXCEPTION_BYTES", EXCEPTION_BYTES),
-    ("ROW_SHIFT", ROW_SHIFT),
-    ("SEGMENT_COLS", SEGMENT_COLS),
-    ("SPAN_COLS", SPAN_COLS),
 )  # the layout's numbers, as the CUDA text knows them

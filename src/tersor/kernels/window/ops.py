@@ -14,8 +14,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from tersor.kernels.fused.device import Matrix
 from tersor.kernels.window import device, reference
-from tersor.kernels.window.device import WindowTensors
 from tersor.kernels.window.layout import Geometry
 from tersor.kernels.window.linear import FUSED_TOKENS
 
@@ -38,7 +38,7 @@ def _pack_cpu(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.T
 
 def _pack_cuda(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     packed = device.pack(weight)
-    return packed.blocks, packed.places, packed.records
+    return packed.stages, packed.places, packed.records
 
 
 def _decode_cpu(
@@ -51,7 +51,7 @@ def _decode_cpu(
 def _decode_cuda(
     blocks: torch.Tensor, places: torch.Tensor, records: torch.Tensor, rows: int, cols: int
 ) -> torch.Tensor:
-    return device.decode(WindowTensors(rows, cols, blocks, places, records))
+    return device.decode(Matrix(Geometry(rows, cols), blocks, places, records))
 
 
 def _linear_cpu(
@@ -77,7 +77,7 @@ def _linear_cuda(
     cols: int,
     exact: bool,
 ) -> torch.Tensor:
-    packed = WindowTensors(rows, cols, blocks, places, records)
+    packed = Matrix(Geometry(rows, cols), blocks, places, records)
     flat = x.reshape(-1, cols)
     if exact or not 0 < flat.shape[0] <= FUSED_TOKENS or x.dtype != torch.bfloat16:
         return torch.nn.functional.linear(x, device.decode(packed).to(x.dtype), bias)
@@ -86,7 +86,7 @@ def _linear_cuda(
 
 def _pack_fake(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     geometry = Geometry(weight.shape[0], weight.shape[1])
-    blocks = weight.new_empty(geometry.block_bytes, dtype=torch.uint8)
+    blocks = weight.new_empty(geometry.stage_total, dtype=torch.uint8)
     places = weight.new_empty(geometry.records + 1, dtype=torch.int32)
     size = torch.library.get_ctx().new_dynamic_size()
     return blocks, places, weight.new_empty((size,), dtype=torch.uint8)

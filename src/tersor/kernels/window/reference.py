@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tersor.format.constants import ALIGN
+from tersor.kernels.fused.layout import ROW_SHIFT, SEGMENT_COLS, STRIP_ROWS
 from tersor.kernels.window.layout import (
     BASES_AT,
     BLOCK_BYTES,
@@ -18,10 +19,7 @@ from tersor.kernels.window.layout import (
     MAX_BASE,
     MIN_BASE,
     RECORD_HEAD,
-    ROW_SHIFT,
-    SEGMENT_COLS,
     SHIFTS,
-    STRIP_ROWS,
     WINDOW,
     Geometry,
 )
@@ -36,7 +34,7 @@ class Window:
 
     rows: int
     cols: int
-    blocks: NDArray[np.uint8]  # (strips * blocks * 1408,)
+    blocks: NDArray[np.uint8]  # (strips * blocks * 1408,): the stages
     places: NDArray[np.int32]  # (records + 1,), in units of 16 bytes
     records: NDArray[np.uint8]  # (16 * places[-1],)
 

@@ -2,9 +2,9 @@
 #include "ptx.cuh"
 
 extern "C" __global__ void __launch_bounds__(256)
-window_combine(const float* __restrict__ partial,  // [spans][outputs], outputs = tokens * rows
-               const u16* __restrict__ bias,       // [rows] bfloat16 or null
-               u16* __restrict__ y, int rows, int outputs, int spans) {
+combine(const float* __restrict__ partial,  // [spans][outputs], outputs = tokens * rows
+        const u16* __restrict__ bias,       // [rows] bfloat16 or null
+        u16* __restrict__ y, int rows, int outputs, int spans) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     previous_done();
     let_next_begin();

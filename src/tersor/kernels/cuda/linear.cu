@@ -1,4 +1,4 @@
-// y = x W^T (+ bias) with W in the `fast` layout (window/layout.py), for 1 to TOKENS tokens.
+// y = x W^T (+ bias) for 1 to TOKENS tokens, W in one of the layouts (stage.cuh) with the skeleton of fused/layout.py.
 //
 // A block of threads stays on its multiprocessor and works through spans (16 rows x 1024 columns) of its
 // strips, SPANS at a time, called a round:
@@ -16,9 +16,9 @@
 //
 // SLICE = 0: activations come through L1 (few tokens; x has TOKENS rows). The grid is (blocks, 1), y is written.
 // SLICE = n: blockIdx.y takes n spans of the columns, whose activations stay in shared memory, eight tokens
-//            side by side (activations.cuh); the sums of each span go to `partial`, and window_combine adds
-//            them, in the same order.
-#include "window_work.cuh"
+//            side by side (activations.cuh); the sums of each span go to `partial`, and combine adds
+//            them, in the same order. (Only for the `fast` layout.)
+#include "work.cuh"
 
 constexpr int THREADS = (CONSUMERS + TILES) * WARP;
 constexpr int SUM_PITCH = STRIP + 1;                // floats; keeps tokens in different banks
@@ -26,22 +26,20 @@ constexpr int SUM = TOKENS * SUM_PITCH;             // floats of one segment
 [[maybe_unused]] constexpr int READY = 1;           // named barriers: the slice of x is in place,
 constexpr int FULL = 2, EMPTY = 4;                  // + 0 or 1: which of the buffers
 
-// Add the exceptions of a segment, from column `first` on, to its sums for the tokens of TOGETHER tiles. Two lanes share
-// a row: lane = 2 row + j takes every second exception, two at a time so that their loads overlap.
-constexpr int TOGETHER = TILES % 2 ? 1 : 2;
+constexpr int TOGETHER = TILES % 2 ? 1 : 2;         // tiles of tokens whose exceptions are added at a time
+constexpr int MANY = 32;                            // exceptions of a row in a segment that two lanes take at most
 
-__device__ __forceinline__ void add_exceptions(float* sums, const RowExceptions& row, int lane, const Activations& x,
-                                               int tile, int first) {
-    constexpr int KEPT = TILE > 1 ? TILE / 2 : 1;  // tokens of a tile whose sum a lane ends up with
-    const int j = lane % 2;
-    const float filler = row_filler(row.base);
-    float sum[TOGETHER][TILE] = {};
+using ExceptionSums = float[TOGETHER][TILE];
+
+// Add to `sum` the exceptions e, e + step, ... before `end` of one row, two at a time so that their loads overlap.
+__device__ __forceinline__ void gather(ExceptionSums& sum, const u32* entries, int e, int end, int step, RowScale scale,
+                                       const Activations& x, int tile, int first) {
 #pragma unroll 1
-    for (int e = row.begin + j; e < row.end; e += 4) {
-        const bool two = e + 2 < row.end;
-        const u32 a = row.entries[e], b = row.entries[two ? e + 2 : e];
+    for (; e < end; e += 2 * step) {
+        const bool two = e + step < end;
+        const u32 a = entries[e], b = entries[two ? e + step : e];
         const int c = first + exception_column(a), d = first + exception_column(b);
-        const float v = exception_value(a) - filler, w = exception_value(b) - filler;
+        const float v = scale.missing(a), w = scale.missing(b);
         TokenValues p[TOGETHER], q[TOGETHER];
 #pragma unroll
         for (int n = 0; n < TOGETHER; n++) p[n] = x.column(tile + n, c), q[n] = x.column(tile + n, d);
@@ -53,7 +51,34 @@ __device__ __forceinline__ void add_exceptions(float* sums, const RowExceptions&
                 if (two) sum[n][k] += w * q[n][k];
             }
     }
-    float* out = sums + (tile * 8 + KEPT * j) * SUM_PITCH + lane / 2;
+}
+
+// Add the exceptions of a segment, from column `first` on, to its sums for the tokens of TOGETHER tiles. Two lanes share
+// a row, lane = 2 row + j taking every second exception; a row of more than MANY is shared by the whole warp, so that
+// one such row does not hold up the others. Which lane takes what, and so the order of a sum, depends on the record alone.
+__device__ __forceinline__ void add_exceptions(float* sums, const u8* record, int unit, int lane, const Activations& x,
+                                               int tile, int first) {
+    constexpr int KEPT = TILE > 1 ? TILE / 2 : 1;  // tokens of a tile whose sum a lane ends up with
+    const int row = lane / 2, j = lane % 2;
+    const RowExceptions own(record, row);
+    const bool many = own.end - own.begin > MANY;
+    ExceptionSums sum = {};
+    gather(sum, own.entries, own.begin + j, many ? 0 : own.end, 2, RowScale(record, row, unit), x, tile, first);
+    for (u32 rest = __ballot_sync(ALL_LANES, many && j == 0); rest; rest &= rest - 1) {
+        const int long_row = __ffs(rest) / 2;  // lane 2 row is bit 2 row + 1, as __ffs counts
+        const RowExceptions shared(record, long_row);
+        ExceptionSums part = {};
+        gather(part, shared.entries, shared.begin + lane, shared.end, WARP, RowScale(record, long_row, unit), x, tile, first);
+#pragma unroll
+        for (int n = 0; n < TOGETHER; n++)
+#pragma unroll
+            for (int k = 0; k < TILE; k++) {
+#pragma unroll
+                for (int apart = WARP / 2; apart; apart /= 2) part[n][k] += __shfl_xor_sync(ALL_LANES, part[n][k], apart);
+                if (lane == 2 * long_row) sum[n][k] = part[n][k];
+            }
+    }
+    float* out = sums + (tile * 8 + KEPT * j) * SUM_PITCH + row;
 #pragma unroll
     for (int n = 0; n < TOGETHER; n++)
 #pragma unroll
@@ -77,28 +102,28 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
     previous_done();
     let_next_begin();
 #if SLICE
-    p.x.stage(p.blocks * BLOCK_COLS, p.tokens, threadIdx.x, THREADS);
+    p.x.stage(p.halves * HALF_COLS, p.tokens, threadIdx.x, THREADS);
     barrier_sync(READY, THREADS);
 #endif
 #pragma unroll 1
     for (int round = 0; round < p.rounds; round++) {
         float sum[TILES][4] = {};
-        const int first = place.span * SPAN_BLOCKS + segment * SEGMENT_BLOCKS;
-        const int blocks = place.strip < p.strips ? p.blocks - first : 0;  // up to SEGMENT_BLOCKS, or more
+        const int first = place.span * SPAN_HALVES + segment * SEGMENT_HALVES;
+        const int halves = place.strip < p.strips ? p.halves - first : 0;  // up to SEGMENT_HALVES, or more
         __syncwarp();  // every lane is done with the record before
         const u8* record = next.ask(p, lane);
         place.advance(SPANS, p.spans);
         next.locate(p, place, segment);
-        ActivationBlocks<TILES> x(p.x, first * BLOCK_COLS, lane);
+        StageActivations<TILES> x(p.x, first * HALF_COLS, lane);
 #pragma unroll 1
-        for (int block = 0; block < SEGMENT_BLOCKS; block += 2) {
-            x.prefetch(blocks - block);
+        for (int half = 0; half < SEGMENT_HALVES; half += 2) {
+            x.prefetch(halves - half);
             Stage weight;
             weight.open(stages + feed.ring.read(), lane);
             feed.fetch(p);
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                if (block + h >= blocks) break;
+                if (half + h >= halves) break;
                 u32 a[STEPS][4];
                 weight.half(a, h);
 #pragma unroll
@@ -116,8 +141,8 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
         }
         if (round >= BUFFERS) barrier_sync(EMPTY + round % BUFFERS, THREADS);
         float* own = sums + (round % BUFFERS * CONSUMERS + warp) * SUM;
-        if (blocks > 0) {
-            const float low = row_scale(record[BASES_AT + g]), high = row_scale(record[BASES_AT + g + 8]);
+        if (halves > 0) {
+            const float low = RowScale(record, g, p.unit).sums(), high = RowScale(record, g + 8, p.unit).sums();
             float* out = own + 2 * t * SUM_PITCH + g;
 #pragma unroll
             for (int n = 0; n < TILES; n++, out += 8 * SUM_PITCH) {
@@ -131,10 +156,9 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
                 }
             }
             __syncwarp();
-            const RowExceptions row(record, lane / 2);
 #pragma unroll 1
             for (int n = 0; n < TILES && n * 8 < p.tokens; n += TOGETHER)
-                add_exceptions(own, row, lane, p.x, n, first * BLOCK_COLS);
+                add_exceptions(own, record, p.unit, lane, p.x, n, first * HALF_COLS);
         } else {
             for (int i = lane; i < SUM; i += WARP) own[i] = 0;
         }
@@ -158,7 +182,7 @@ __device__ __forceinline__ void finish(const Problem& p, const Output& out, cons
     float total[OWN] = {};
     previous_done();
 #if SLICE
-    p.x.stage(p.blocks * BLOCK_COLS, p.tokens, threadIdx.x, THREADS);
+    p.x.stage(p.halves * HALF_COLS, p.tokens, threadIdx.x, THREADS);
     barrier_sync(READY, THREADS);
 #endif
     for (int round = 0; round < p.rounds; round++) {
@@ -191,28 +215,29 @@ __device__ __forceinline__ void finish(const Problem& p, const Output& out, cons
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
-window_linear(const u8* __restrict__ weights,   // blocks of the `fast` layout
-              const int* __restrict__ places, const u8* __restrict__ records,
-              const u16* __restrict__ x,        // [tokens][X_PITCH] bfloat16, zero from the last column on
-              const u16* __restrict__ bias,     // [rows] bfloat16 or null
-              u16* __restrict__ y,              // [tokens][rows] bfloat16
-              float* __restrict__ partial,      // [spans of a row][tokens][rows], where gridDim.y > 1
-              int rows, int tokens) {
+linear(const u8* __restrict__ weights,  // stages
+       const int* __restrict__ places, const u8* __restrict__ records,
+       const u16* __restrict__ x,       // [tokens][X_PITCH] bfloat16, zero from the last column on
+       const u16* __restrict__ bias,    // [rows] bfloat16 or null
+       u16* __restrict__ y,             // [tokens][rows] bfloat16
+       float* __restrict__ partial,     // [spans of a row][tokens][rows], where gridDim.y > 1
+       int rows, int tokens, int unit) {
     extern __shared__ __align__(128) u8 shared[];
-    constexpr int row_blocks = X_PITCH / BLOCK_COLS;
+    constexpr int row_halves = X_PITCH / HALF_COLS;
     u8* slots = shared + CONSUMERS * STAGES * STAGE_BYTES;
     float* sums = (float*)(slots + CONSUMERS * SLOT_BYTES);  // [BUFFERS][CONSUMERS][TOKENS][SUM_PITCH]
-    const int first_span = SLICE * blockIdx.y, first_block = first_span * SPAN_BLOCKS;
+    const int first_span = SLICE * blockIdx.y, first_half = first_span * SPAN_HALVES;
     Problem p;
-    p.weights = weights + (long long)first_block * BLOCK_BYTES;
+    p.weights = weights + (long long)first_half * HALF_BYTES;
     p.places = places + first_span * SPAN_SEGMENTS;
     p.records = records;
     p.tokens = tokens;
     p.strips = ceil_div(rows, STRIP);
-    p.row_blocks = row_blocks;
-    p.row_segments = ceil_div(row_blocks, SEGMENT_BLOCKS);
-    p.blocks = SLICE ? min(row_blocks - first_block, SLICE * SPAN_BLOCKS) : row_blocks;
-    p.spans = ceil_div(p.blocks, SPAN_BLOCKS);
+    p.row_halves = row_halves;
+    p.row_segments = ceil_div(row_halves, SEGMENT_HALVES);
+    p.unit = unit;
+    p.halves = SLICE ? min(row_halves - first_half, SLICE * SPAN_HALVES) : row_halves;
+    p.spans = ceil_div(p.halves, SPAN_HALVES);
     p.rounds = ceil_div(ceil_div(p.strips - (int)blockIdx.x, gridDim.x) * p.spans, SPANS);
     u8* slice = (u8*)(sums + BUFFERS * CONSUMERS * SUM);
     p.x = Activations{x + first_span * SPAN_COLS, slice};

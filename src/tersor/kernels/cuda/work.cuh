@@ -1,7 +1,7 @@
-// How window_linear's work is dealt out, and what a warp reads of it: segments of blocks, and their records.
+// How linear's work is dealt out, and what a warp reads of it: segments of stages (fused/layout.py), and their records.
 //
-// All the streaming goes through here. A product of another layout that has segments of blocks and a record of
-// exceptions for each needs its own block size and decoder, no second copy of this.
+// All the streaming goes through here, whatever the layout. Columns are counted in *halves* of a stage, 64 of them,
+// because a row may end in the middle of one.
 #pragma once
 #include "types.cuh"
 
@@ -9,14 +9,15 @@ constexpr int TILES = ceil_div(TOKENS, 8);     // groups of 8 tokens: the n of t
 constexpr int TILE = TOKENS < 8 ? TOKENS : 8;  // tokens of a group
 
 #include "activations.cuh"
-#include "exceptions.cuh"
 #include "ring.cuh"
-#include "window_stage.cuh"
+#include "row_scale.cuh"
 
 constexpr int STRIP = TILE_ROWS;
-constexpr int SEGMENT_BLOCKS = SEGMENT_COLS / BLOCK_COLS, SPAN_BLOCKS = SPAN_COLS / BLOCK_COLS;
-constexpr int SEGMENT_STAGES = SEGMENT_BLOCKS / 2, SPAN_SEGMENTS = SPAN_COLS / SEGMENT_COLS;
+constexpr int HALF_COLS = STAGE_COLS / 2, HALF_BYTES = STAGE_BYTES / 2;
+constexpr int SEGMENT_HALVES = SEGMENT_COLS / HALF_COLS, SPAN_HALVES = SPAN_COLS / HALF_COLS;
+constexpr int SEGMENT_STAGES = SEGMENT_HALVES / 2, SPAN_SEGMENTS = SPAN_COLS / SEGMENT_COLS;
 constexpr int SPANS = CONSUMERS / SPAN_SEGMENTS;    // in a round
+constexpr int LINE = 128;                           // bytes of a cache line
 constexpr int SLOT_BYTES = 2 * WARP * 16;           // a record of up to 244 exceptions (3 %); longer ones stay in memory
 
 // Where in its share of the matrix a warp is. Spans are counted within blockIdx.y's columns.
@@ -30,12 +31,12 @@ struct Position {
 };
 
 struct Problem {
-    const u8* weights;   // of the first block of this slice
+    const u8* weights;   // of the first stage of this slice
     const int* places;   // of the first record of this slice
     const u8* records;
     Activations x;       // of this slice
-    int tokens, strips, row_blocks, row_segments;  // of the whole matrix,
-    int blocks, spans, rounds;                     // of this slice
+    int tokens, strips, row_halves, row_segments, unit;  // of the whole matrix,
+    int halves, spans, rounds;                           // of this slice
 };
 
 // A warp's weights, segment after segment, each SEGMENT_STAGES stages, the last of them empty if it is short.
@@ -51,9 +52,9 @@ struct Feed {
         for (int i = 0; i < STAGES - 1; i++) fetch(p);
     }
     __device__ __forceinline__ void aim(const Problem& p) {
-        const int block = place.span * SPAN_BLOCKS + segment * SEGMENT_BLOCKS;
-        left = place.strip < p.strips ? min(p.blocks - block, SEGMENT_BLOCKS) * BLOCK_BYTES : 0;
-        from = p.weights + ((long long)place.strip * p.row_blocks + block) * BLOCK_BYTES + lane * 16;
+        const int half = place.span * SPAN_HALVES + segment * SEGMENT_HALVES;
+        left = place.strip < p.strips ? min(p.halves - half, SEGMENT_HALVES) * HALF_BYTES : 0;
+        from = p.weights + ((long long)place.strip * p.row_halves + half) * HALF_BYTES + lane * 16;
     }
     __device__ __forceinline__ void fetch(const Problem& p) {
         ring.fill(from, left, lane);
@@ -75,13 +76,16 @@ struct Record {
     __device__ __forceinline__ void locate(const Problem& p, Position at, int segment) {
         const int k = at.span * SPAN_SEGMENTS + segment;
         const int* entry = p.places + (long long)at.strip * p.row_segments + k;
-        place = at.strip < p.strips && k * SEGMENT_BLOCKS < p.blocks ? make_int2(__ldg(entry), __ldg(entry + 1)) : make_int2(0, 0);
+        place = at.strip < p.strips && k * SEGMENT_HALVES < p.halves ? make_int2(__ldg(entry), __ldg(entry + 1)) : make_int2(0, 0);
     }
     // Begin to copy it; belongs to the group that is committed next. Returns where it will be.
     __device__ __forceinline__ const u8* ask(const Problem& p, int lane) {
         const int size = place.y - place.x;
         const u8* from = p.records + (long long)place.x * ALIGN;
-        if (size * ALIGN > SLOT_BYTES) return from;
+        if (size * ALIGN > SLOT_BYTES) {
+            for (int at = lane * LINE; at < size * ALIGN; at += WARP * LINE) prefetch(from + at);
+            return from;
+        }
         const u32 to = shared_address(slot);
         if (lane < size) copy_async_16(to + lane * 16, from + lane * 16);
         if (lane + WARP < size) copy_async_16(to + (lane + WARP) * 16, from + (lane + WARP) * 16);

@@ -1,0 +1,104 @@
+"""Matrices in the layouts on the GPU: decode, multiply.
+
+Bytes are uint8, everything of 16 bits int16 and of 32 bits int32 (torch computes little with unsigned types).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from tersor.kernels.compiler import Program
+from tersor.kernels.fused.layout import Geometry
+from tersor.kernels.fused.variant import Variant, kernel
+from tersor.kernels.launcher import Kernel, Launch, multiprocessors, shared_limit
+
+_DECODE_THREADS = 128
+_COMBINE_THREADS = 256
+
+Kind = TypeVar("Kind", bound=Geometry, covariant=True)
+
+
+@dataclass(frozen=True)
+class Matrix(Generic[Kind]):
+    """A matrix (geometry.rows, geometry.cols) in the layout of its geometry (`fused.layout`)."""
+
+    geometry: Kind
+    stages: Tensor  # uint8 (geometry.stage_total,)
+    places: Tensor  # int32 (records + 1,)
+    records: Tensor  # uint8 (16 * places[-1],)
+    unit: int = 0  # the weights are in units of 2^unit
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Everything counted."""
+        return self.geometry.bits_per_weight(self.records.numel())
+
+
+@cache
+def _decode_kernel(macros: tuple[tuple[str, int], ...]) -> Kernel:
+    return Kernel(Program("decode.cu", "decode", macros))
+
+
+@cache
+def _combine_kernel() -> Kernel:
+    return Kernel(Program("combine.cu", "combine"))
+
+
+def decode(matrix: Matrix[Geometry]) -> Tensor:
+    """The bfloat16 matrix (rows, cols), bit for bit."""
+    geometry, device = matrix.geometry, matrix.stages.device
+    out = matrix.stages.new_empty((geometry.rows, geometry.cols), dtype=torch.bfloat16)
+    _decode_kernel(geometry.macros)(
+        Launch((geometry.records, 1), _DECODE_THREADS), device,
+        matrix.stages, matrix.places, matrix.records, out,
+        geometry.rows, geometry.cols, geometry.halves, geometry.segments, matrix.unit,
+    )  # fmt: skip
+    return out
+
+
+def linear(
+    x: Tensor,
+    matrix: Matrix[Geometry],
+    bias: Tensor | None,
+    most: int,
+    choose: Callable[[int, int, int], Variant],
+) -> Tensor:
+    """x (tokens, cols) bfloat16 times the matrix transposed, plus bias (rows,): (tokens, rows) bfloat16.
+
+    More tokens than `most` are multiplied in turns; every row of the result is the same either way. `choose`
+    gives the build for (tokens, multiprocessors, bytes of shared memory).
+    """
+    geometry, device, tokens = matrix.geometry, x.device, x.shape[0]
+    pad_cols = geometry.padded_cols - geometry.cols
+    x = torch.nn.functional.pad(x, (0, pad_cols)) if pad_cols else x.contiguous()
+    if x.data_ptr() % 16:  # a view into something larger; the kernel reads 16 bytes at a time
+        x = x.clone()
+    y = x.new_empty((tokens, geometry.rows))
+    for first in range(0, tokens, most):
+        part = slice(first, min(first + most, tokens))
+        variant = choose(part.stop - part.start, multiprocessors(device), shared_limit(device))
+        _launch(variant, x[part], matrix, bias, y[part])
+    return y
+
+
+def _launch(variant: Variant, x: Tensor, matrix: Matrix[Geometry], bias: Tensor | None, y: Tensor) -> None:
+    """One launch, for up to `variant.tokens` rows of `x`; the kernel reads whole rows, so few are padded."""
+    geometry, device, tokens, rows = matrix.geometry, x.device, x.shape[0], matrix.geometry.rows
+    if not variant.slice_spans and tokens < variant.tokens:
+        x = torch.nn.functional.pad(x, (0, 0, 0, variant.tokens - tokens))
+    launch = variant.launch(geometry, multiprocessors(device))
+    sliced = launch.blocks[1] > 1
+    partial = x.new_empty((geometry.spans, tokens, rows) if sliced else 0, dtype=torch.float32)
+    kernel(variant, geometry)(
+        launch, device, matrix.stages, matrix.places, matrix.records, x, bias, y, partial,
+        rows, tokens, matrix.unit,
+    )  # fmt: skip
+    if sliced:
+        combine = Launch((-(-tokens * rows // _COMBINE_THREADS), 1), _COMBINE_THREADS, overlap=True)
+        _combine_kernel()(combine, device, partial, bias, y, rows, tokens * rows, geometry.spans)

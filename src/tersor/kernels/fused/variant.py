@@ -1,0 +1,90 @@
+"""Builds of `linear.cu`, the product for few tokens: what they are compiled with and how they are launched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from tersor.kernels.compiler import Program
+from tersor.kernels.fused.layout import SPAN_COLS, STRIP_ROWS, Geometry
+from tersor.kernels.launcher import Kernel, Launch
+
+_SLOT_BYTES = 1024  # for the record of a segment, per warp
+_SUM_PITCH = STRIP_ROWS + 1
+_EVEN = 0.9
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One build of the kernel: tokens at most, streaming warps, ring stages, blocks of threads per SM.
+
+    `slice_spans`: 0 reads activations through L1; n keeps those of n spans in shared memory (`fast` layout only).
+    `buffers`: 2 lets the streaming warps run a round ahead of the sums, 1 leaves room for more of them.
+    """
+
+    tokens: int
+    consumers: int
+    stages: int
+    blocks_per_sm: int = 1
+    slice_spans: int = 0
+    buffers: int = 2
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return 32 * (self.consumers + -(-self.tokens // 8))
+
+    def shared(self, stage_bytes: int) -> int:
+        """Bytes of dynamic shared memory of a block, laid out as in linear.cu."""
+        rings = self.consumers * (self.stages * stage_bytes + _SLOT_BYTES)
+        sums = self.buffers * self.consumers * self.tokens * _SUM_PITCH * 4
+        return rings + sums + self.tokens * self.slice_spans * SPAN_COLS * 2
+
+    def program(self, geometry: Geometry) -> Program:
+        """What to compile for matrices of this kind and number of columns."""
+        tuning = (
+            ("TOKENS", self.tokens),
+            ("CONSUMERS", self.consumers),
+            ("STAGES", self.stages),
+            ("BLOCKS_PER_SM", self.blocks_per_sm),
+            ("SLICE", self.slice_spans),
+            ("BUFFERS", self.buffers),
+            ("X_PITCH", geometry.padded_cols),
+        )
+        return Program("linear.cu", "linear", geometry.macros + tuning)
+
+    def launch(self, geometry: Geometry, multiprocessors: int) -> Launch:
+        """Blocks that fill the GPU once: slices of the columns, and as many blocks per slice as fit."""
+        places = multiprocessors * self.blocks_per_sm
+        slices = -(-geometry.spans // self.slice_spans) if self.slice_spans else 1
+        blocks = max(1, min(geometry.strips, places // slices))
+        return Launch((blocks, slices), self.threads, self.shared(geometry.stage_bytes), overlap=True)
+
+    def busy(self, strips: int, multiprocessors: int) -> float:
+        """The share of time in which no block has run out of strips."""
+        places = self.blocks_per_sm * multiprocessors
+        return strips / (-(-strips // places) * places)
+
+
+def evenest(variants: Sequence[Variant], strips: int, multiprocessors: int) -> Variant:
+    """The first that keeps its blocks busy most of the time, otherwise the one that does so longest.
+
+    A block works through whole strips, so when these do not come out even (6144 rows: 384 strips on 264
+    blocks) another number of blocks wins.
+    """
+
+    def busy(variant: Variant) -> float:
+        return variant.busy(strips, multiprocessors)
+
+    return next((v for v in variants if busy(v) >= _EVEN), max(variants, key=busy))
+
+
+def kernel(variant: Variant, geometry: Geometry) -> Kernel:
+    """The variant's kernel for matrices of this kind and number of columns, loaded at its first launch."""
+    return _kernel(variant.program(geometry), variant.shared(geometry.stage_bytes))
+
+
+@cache
+def _kernel(program: Program, shared: int) -> Kernel:
+    return Kernel(program, shared)
