@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from crafting import gaussian_bytes
-from tersor.codec.elements import KINDS
 from tersor.codec.streams import encode_table, multi_table
 from tersor.codec.tiles import decode_row, decode_tiles, encode_tiles
+from tersor.format.dtypes import KINDS
 from tersor.format.layout import Grid
 
 COLS = 4096

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tersor.format.constants import ALIGN, SYMBOLS
-from tersor.kernels.huffman.device import KINDS, Decoding
+from tersor.format.dtypes import KINDS
+from tersor.kernels.huffman.device import Decoding
 
 
 @pytest.mark.parametrize("kilobytes", [99, 163, 227])

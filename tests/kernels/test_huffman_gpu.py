@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tersor.format.dtypes import KINDS
 from tersor.kernels import ops
+from tersor.kernels.huffman import device
+from tersor.kernels.launcher import shared_limit
 
 pytestmark = pytest.mark.gpu
 
@@ -101,3 +104,74 @@ def test_decoding_compiles_without_a_graph_break() -> None:
         backend="aot_eager",
     )
     assert bits(compiled(*stored)) == bits(original)
+
+
+MANY = [
+    (17, 257),
+    (300, 520),
+    (1, 64),
+    (16, 256),
+    (1000, 1024),
+    (33, 300),
+    (64, 4096),
+    (2000, 512),
+    (5, 700),
+    (40, 64),
+]
+
+
+@pytest.mark.parametrize("dtype", ops.TORCH_DTYPES.values(), ids=str)
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 10])
+def test_many_at_once(count: int, dtype: torch.dtype) -> None:
+    originals = [gaussian(shape, dtype) for shape in MANY[:count]]
+    if count > 1:
+        originals[1] = torch.full(MANY[1], 1.5).to(dtype)  # another table altogether
+    stored = [torch.ops.tersor.huffman_encode(original.cuda()) for original in originals]
+    name, sizes = ops.safetensors_dtype(dtype), [n for shape in MANY[:count] for n in shape]
+    poison()
+    decoded = torch.ops.tersor.huffman_decode_many(*map(list, zip(*stored, strict=True)), name, sizes)
+    for ours, original in zip(decoded, originals, strict=True):
+        assert (ours.dtype, ours.shape) == (original.dtype, original.shape)
+        assert bits(ours) == bits(original)
+
+
+def test_one_decoding_after_another() -> None:
+    """Launches overlap; a result is read and its memory written again in between."""
+    originals = [gaussian((512, 2048), torch.bfloat16) for _ in range(6)]
+    stored = [torch.ops.tersor.huffman_encode(original.cuda()) for original in originals]
+    out = torch.empty((512, 2048), dtype=torch.bfloat16, device="cuda")
+    for _ in range(20):
+        sums = [device.decode(*parts, "BF16", out).double().sum() for parts in stored]
+        for total, original in zip(sums, originals, strict=True):
+            assert float(total) == pytest.approx(float(original.double().sum()))
+        copies = [device.decode(*parts, "BF16", out).clone() for parts in stored]
+        for copy, original in zip(copies, originals, strict=True):
+            assert bits(copy) == bits(original)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("warps", [8, 10, 12, 16])
+def test_every_build(warps: int, early: bool, overlap: bool) -> None:
+    original = gaussian((3000, 4096), torch.bfloat16)
+    stored = torch.ops.tersor.huffman_encode(original.cuda())
+    decoding = device.Decoding(KINDS["BF16"], warps, 2048, overlap, early)
+    if decoding.shared > shared_limit(stored[0].device):
+        pytest.skip("a smaller GPU")
+    poison()
+    out = torch.empty_like(original, device="cuda")
+    (decoded,) = device.decode_many([stored], "BF16", [out], decoding)
+    assert bits(decoded) == bits(original)
+
+
+def test_lengths_that_make_no_code_do_no_harm() -> None:
+    tiles, offsets, _ = torch.ops.tersor.huffman_encode(gaussian((256, 512), torch.bfloat16).cuda())
+    for lengths in (
+        torch.zeros(256),
+        torch.full((256,), 255),
+        torch.randint(0, 256, (256,)),
+        torch.ones(256),
+    ):
+        wrong = lengths.to(torch.uint8).cuda()
+        assert torch.ops.tersor.huffman_decode(tiles, offsets, wrong, "BF16", [256, 512]).shape == (256, 512)
+    torch.cuda.synchronize()

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tersor.codec import reference
-from tersor.format.errors import UnknownDtype
+from tersor.format.errors import UnknownDtype, UsageError
 from tersor.kernels import ops
 
 SHAPES = [(1, 64), (16, 256), (17, 257), (33, 300), (40, 64, 3), (7, 5), (100,), ()]
@@ -85,13 +85,33 @@ def test_fakes_know_shape_and_dtype_without_data() -> None:
     assert (rows.shape, rows.dtype) == ((5, 300), torch.bfloat16)
 
 
-@pytest.mark.parametrize("name", ["huffman_decode", "huffman_decode_rows", "huffman_encode"])
+def many(shapes: list[tuple[int, int]]) -> tuple[list[torch.Tensor], tuple[object, ...]]:
+    """Matrices, and the arguments that decode them at once."""
+    originals = [weight(shape, torch.bfloat16) for shape in shapes]
+    stored = [torch.ops.tersor.huffman_encode(original) for original in originals]
+    parts = tuple([one[i] for one in stored] for i in range(3))
+    return originals, (*parts, "BF16", [n for shape in shapes for n in shape])
+
+
+def test_many_are_those_decoded_one_by_one() -> None:
+    originals, arguments = many([(40, 300), (17, 257), (1, 64)])
+    decoded = torch.ops.tersor.huffman_decode_many(*arguments)
+    assert [bits(d) for d in decoded] == [bits(o) for o in originals]
+    assert [d.shape for d in decoded] == [o.shape for o in originals]
+    with pytest.raises(UsageError, match="need 6 sizes"):
+        torch.ops.tersor.huffman_decode_many(*arguments[:-1], [40, 300])
+
+
+@pytest.mark.parametrize(
+    "name", ["huffman_decode", "huffman_decode_rows", "huffman_decode_many", "huffman_encode"]
+)
 def test_torch_finds_the_operators_well_formed(name: str) -> None:
     original = weight((40, 300), torch.bfloat16)
     stored = (*torch.ops.tersor.huffman_encode(original), "BF16", [40, 300])
     arguments = {
         "huffman_decode": stored,
         "huffman_decode_rows": (*stored, torch.tensor([3, 1])),
+        "huffman_decode_many": many([(40, 300), (17, 257)])[1],
         "huffman_encode": (original,),
     }[name]
     checks = ("test_schema", "test_faketensor")

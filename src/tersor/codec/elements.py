@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from tersor.codec.compiled import compiled
+from tersor.format.dtypes import KINDS
 
-KINDS = {"BF16": 0, "F16": 1, "F32": 2, "F8_E4M3": 3, "F8_E5M2": 3}
 ELEMENT: dict[str, DTypeLike] = {
     "BF16": np.uint16,
     "F16": np.uint16,

@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tersor.codec.elements import ELEMENT, KINDS
+from tersor.codec.elements import ELEMENT
 from tersor.codec.huffman import check_book, code_lengths
 from tersor.codec.packed import Packed, check_offsets
 from tersor.codec.streams import encode_table, multi_table
 from tersor.codec.threads import each, threads
 from tersor.codec.tiles import count_symbols, decode_row, decode_tiles, encode_tiles
 from tersor.format.constants import ALIGN, MAX_CODE_BITS, STREAM, SYMBOLS, TAIL, TILE_COLS, TILE_ROWS
-from tersor.format.dtypes import RAW_BYTES, itemsize
+from tersor.format.dtypes import KINDS, RAW_BYTES, itemsize
 from tersor.format.errors import BadTile, UnknownDtype
 from tersor.format.layout import Grid, aligned
 

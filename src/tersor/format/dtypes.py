@@ -33,6 +33,8 @@ BITS: dict[str, int] = {
 # dtype -> raw bytes per element, those that are stored beside the coded symbol (FORMAT.md section 3).
 RAW_BYTES: dict[str, int] = {"BF16": 1, "F16": 1, "F32": 3, "F8_E4M3": 0, "F8_E5M2": 0}
 
+# dtype -> how compiled code tells them apart; two dtypes without raw bytes are coded alike.
+KINDS: dict[str, int] = {"BF16": 0, "F16": 1, "F32": 2, "F8_E4M3": 3, "F8_E5M2": 3}
 
 # What can be quantised (FORMAT.md section 6).
 QUANTIZABLE = ("BF16", "F16", "F32")

@@ -10,13 +10,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
+from tersor.format.dtypes import KINDS
 from tersor.kernels.attention import device as attention
 from tersor.kernels.compiler import ARCHITECTURES, Compiled, Program, compile_program
-from tersor.kernels.fused.variant import Variant
-from tersor.kernels.huffman.device import KINDS, Decoding
+from tersor.kernels.dfloat11 import device as dfloat11
+from tersor.kernels.huffman.device import Decoding
 from tersor.kernels.huffman.device import program as huffman_program
 from tersor.kernels.window.layout import MACROS, Geometry
-from tersor.kernels.window.linear import MAX_TOKENS, variant_for
+from tersor.kernels.window.linear import MAX_TOKENS, Variant, variant_for
 
 _HUFFMAN = ("huffman_decode", "huffman_decode_rows", "huffman_count", "huffman_size", "huffman_write")
 _MULTIPROCESSORS = 132
@@ -31,10 +32,11 @@ def programs(architecture: str) -> Iterator[Program]:
     for kind in sorted(set(KINDS.values())):
         for entry in _HUFFMAN:
             yield huffman_program(entry, Decoding.fitting(kind, shared))
+    yield dfloat11.Decoding.fitting(shared).program
     for entry in ("window_rows", "window_blocks", "window_records"):
         yield Program("window_pack.cu", entry, MACROS)
-    yield Program("decode.cu", "decode", MACROS)
-    yield Program("combine.cu", "combine")
+    yield Program("window_decode.cu", "window_decode", MACROS)
+    yield Program("window_combine.cu", "window_combine")
     if int(architecture[3:]) >= 10 * attention.CAPABILITY[0]:
         for head_dim in attention.HEAD_DIMS:
             for group in (1, 4, attention.MAX_GROUP):

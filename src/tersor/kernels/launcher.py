@@ -17,6 +17,8 @@ import torch
 from tersor.format.errors import KernelError, MissingDependency
 from tersor.kernels.compiler import Program, machine_code
 
+Argument = torch.Tensor | float | ctypes.Structure | None
+
 _STATIC_SHARED = 48 * 1024  # bytes of shared memory a block may have without asking
 
 
@@ -64,15 +66,13 @@ class Launch:
 
 @dataclass
 class Kernel:
-    """A program that can be launched. Arguments are tensors (their address), ints (32 bits) and floats."""
+    """A program that can be launched. Arguments are tensors (their address), ints (32 bits), floats, structures."""
 
     program: Program
     shared: int = 0  # the most dynamic shared memory any launch asks for
     _loaded: dict[int, Any] = field(default_factory=dict, repr=False)
 
-    def __call__(
-        self, launch: Launch, device: torch.device, *arguments: torch.Tensor | float | None
-    ) -> None:
+    def __call__(self, launch: Launch, device: torch.device, *arguments: Argument) -> None:
         """Launch on torch's current stream of `device`."""
         index = device.index if device.index is not None else torch.cuda.current_device()
         with torch.cuda.device(index):
@@ -116,13 +116,16 @@ def _config(launch: Launch, overlap: bool, stream: int) -> Any:
     return config
 
 
-def _pack(arguments: tuple[torch.Tensor | float | None, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _pack(arguments: tuple[Argument, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     values: list[Any] = []
     types: list[Any] = []
     for argument in arguments:
         if argument is None or isinstance(argument, torch.Tensor):
             values.append(0 if argument is None else argument.data_ptr())
             types.append(ctypes.c_void_p)
+        elif isinstance(argument, ctypes.Structure):
+            values.append(argument)
+            types.append(None)
         else:
             values.append(argument)
             types.append(ctypes.c_float if isinstance(argument, float) else ctypes.c_int)

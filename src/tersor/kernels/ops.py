@@ -15,6 +15,7 @@ Arguments, the same everywhere (FORMAT.md, sections 2 and 3):
     book     uint8  [256], code lengths
     dtype    the original dtype, in safetensors' spelling ("BF16")
     shape    the original shape
+    sizes    of several matrices: R, C, R, C, ...
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from tersor import codec
-from tersor.format.errors import UnknownDtype
+from tersor.format.errors import UnknownDtype, UsageError
 from tersor.format.layout import matrix_shape
 
 TORCH_DTYPES = {
@@ -43,6 +44,7 @@ _STORED = "Tensor tiles, Tensor offsets, Tensor book, str dtype, int[] shape"
 for _schema in (
     f"huffman_decode({_STORED}) -> Tensor",
     f"huffman_decode_rows({_STORED}, Tensor rows) -> Tensor",
+    "huffman_decode_many(Tensor[] tiles, Tensor[] offsets, Tensor[] books, str dtype, int[] sizes) -> Tensor[]",
     "huffman_encode(Tensor weight) -> (Tensor tiles, Tensor offsets, Tensor book)",
 ):
     library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
@@ -103,6 +105,25 @@ def huffman_decode_rows(
     return torch.from_numpy(decoded).view(torch_dtype(dtype))
 
 
+def huffman_decode_many(
+    tiles: Sequence[torch.Tensor],
+    offsets: Sequence[torch.Tensor],
+    books: Sequence[torch.Tensor],
+    dtype: str,
+    sizes: Sequence[int],
+) -> list[torch.Tensor]:
+    """Several matrices of one dtype: a GPU decodes a block of layers faster at once than one by one."""
+    parts = zip(tiles, offsets, books, matrix_sizes(len(tiles), sizes), strict=True)
+    return [huffman_decode(t, o, b, dtype, size) for t, o, b, size in parts]
+
+
+def matrix_sizes(matrices: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """(R, C) of each matrix; UsageError unless there are as many."""
+    if len(sizes) != 2 * matrices:
+        raise UsageError(f"{matrices} matrices need {2 * matrices} sizes, there are {len(sizes)}")
+    return list(zip(sizes[0::2], sizes[1::2], strict=True))
+
+
 def huffman_encode(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The stored form (tiles, offsets, book) of a tensor of any shape."""
     packed = codec.encode(
@@ -111,13 +132,14 @@ def huffman_encode(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
     return torch.from_numpy(packed.tiles), torch.from_numpy(packed.offsets), torch.from_numpy(packed.book)
 
 
-def _decode_fake(
+def decode_fake(
     tiles: torch.Tensor, offsets: torch.Tensor, book: torch.Tensor, dtype: str, shape: Sequence[int]
 ) -> torch.Tensor:
+    """An empty tensor like the result, on any device; so do the next two."""
     return tiles.new_empty(tuple(shape), dtype=torch_dtype(dtype))
 
 
-def _decode_rows_fake(
+def decode_rows_fake(
     tiles: torch.Tensor,
     offsets: torch.Tensor,
     book: torch.Tensor,
@@ -128,6 +150,17 @@ def _decode_rows_fake(
     return tiles.new_empty((rows.shape[0], matrix_shape(shape)[1]), dtype=torch_dtype(dtype))
 
 
+def decode_many_fake(
+    tiles: Sequence[torch.Tensor],
+    offsets: Sequence[torch.Tensor],
+    books: Sequence[torch.Tensor],
+    dtype: str,
+    sizes: Sequence[int],
+) -> list[torch.Tensor]:
+    shapes = matrix_sizes(len(tiles), sizes)
+    return [one.new_empty(shape, dtype=torch_dtype(dtype)) for one, shape in zip(tiles, shapes, strict=True)]
+
+
 def _encode_fake(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     context = torch.library.get_ctx()
     tiles = weight.new_empty((context.new_dynamic_size(),), dtype=torch.uint8)
@@ -136,13 +169,15 @@ def _encode_fake(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torc
 
 
 for _name, _cpu, _fake in (
-    ("huffman_decode", huffman_decode, _decode_fake),
-    ("huffman_decode_rows", huffman_decode_rows, _decode_rows_fake),
+    ("huffman_decode", huffman_decode, decode_fake),
+    ("huffman_decode_rows", huffman_decode_rows, decode_rows_fake),
+    ("huffman_decode_many", huffman_decode_many, decode_many_fake),
     ("huffman_encode", huffman_encode, _encode_fake),
 ):
     library.impl(_name, _cpu, "CPU")  # type: ignore[no-untyped-call]
     torch.library.register_fake(f"{library.ns}::{_name}", _fake, lib=library)
 
-# The same operators on CUDA, and those of the `fast` layout; importing them compiles nothing.
+# The same operators on CUDA, DFloat11's, and those of the `fast` layout; importing them compiles nothing.
+from tersor.kernels.dfloat11 import ops as _dfloat11  # noqa: E402, F401
 from tersor.kernels.huffman import ops as _huffman_on_cuda  # noqa: E402, F401
 from tersor.kernels.window import ops as _window  # noqa: E402, F401

@@ -1,41 +1,25 @@
-// The huffman codec (FORMAT.md, section 3): the decoding table in shared memory, and one stream.
-//
-// A table of 4096 entries, indexed by the next 12 bits of a stream, gives up to four symbols at once: at 2.6 bits a
-// symbol it nearly always does, so a stream of 128 takes about 35 look-ups. An entry is two words:
-//
-//   x   symbols, first lowest, zero where there is none
-//   y   bits 0..7: bits that they take, 1 to 12; from bit 8 on: 8 * how many they are
-//
-// Integer instructions are what limits decoding, so shift counts are used as they stand (shifts look at five bits only)
-// and a word of symbols is stored after every look-up, full or not.
+// The huffman codec (FORMAT.md, section 3): its code as a table, its streams, tiles and elements.
 #pragma once
-#include "ptx.cuh"
+#include "lookup.cuh"
 
-constexpr int TABLE = 1 << MAX_CODE_BITS;
 constexpr int STREAMS_PER_ROW = TILE_COLS / STREAM;
 constexpr int ROW_WORDS = STREAM / 4 + 3;  // 32-bit words of a stream in shared memory: 2 for noise, odd for the banks
 
-// Inclusive sum over the lanes up to this one.
-__device__ __forceinline__ int running_sum(int v, int lane) {
-#pragma unroll
-    for (int step = 1; step < WARP; step *= 2) {
-        const int left = __shfl_up_sync(ALL_LANES, v, step);
-        v += lane >= step ? left : 0;
-    }
-    return v;
-}
-
 struct TableScratch {
-    u16 single[TABLE];               // symbol | length << 8 of the first code
-    u8 sorted[SYMBOLS];              // symbols in order of (length, symbol)
+    u16 single[TABLE];                 // symbol | length << 8 of the first code
+    u32 sorted[SYMBOLS];               // the used symbols in order of (length, symbol): with length << 8 | code << 16
     int counts[SYMBOLS / WARP][WARP];  // per warp of symbols and length
-    int limit[WARP], begin[WARP];    // per length: end of its codes, left-aligned; place in `sorted` minus first code
+    int first[WARP], begin[WARP];      // per length: its first code, and that one's place in `sorted`
+    int used;
 };
 
-// Fill `table` from 256 code lengths. All threads of the block call it, 256 at least.
-__device__ void build_table(uint2* table, TableScratch& s, const u8* __restrict__ book) {
+// Fill `table` from 256 code lengths. All threads of the block call it, 256 at least. Lengths that make no code make
+// some table all the same, one that always goes on.
+__device__ __forceinline__ void build_table(uint2* table, TableScratch& s, const u8* __restrict__ book) {
     const int thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP;
-    const int length = thread < SYMBOLS ? book[thread] : 0;
+    int length = thread < SYMBOLS ? book[thread] : 0;
+    if (length > MAX_CODE_BITS) length = 0;
+    for (int i = thread; i < TABLE / 2; i += blockDim.x) ((u32*)s.single)[i] = 0x01000100;
     if (thread < SYMBOLS) s.counts[warp][lane] = 0;
     __syncwarp();
     int rank = 0;
@@ -50,107 +34,44 @@ __device__ void build_table(uint2* table, TableScratch& s, const u8* __restrict_
         if (lane >= 1 && lane <= MAX_CODE_BITS)
             for (int w = 0; w < SYMBOLS / WARP; w++) count += s.counts[w][lane];
         const int spread = MAX_CODE_BITS - min(lane, MAX_CODE_BITS);
-        const int limit = running_sum(count << spread, lane), place = running_sum(count, lane) - count;
-        s.limit[lane] = limit;
-        s.begin[lane] = place - ((limit - (count << spread)) >> spread);
+        const int end = running_sum(count, lane);
+        s.first[lane] = (running_sum(count << spread, lane) >> spread) - count;
+        s.begin[lane] = end - count;
+        if (lane == WARP - 1) s.used = end;
     }
     __syncthreads();
     if (length) {
-        int place = s.begin[length] + (s.limit[length - 1] >> (MAX_CODE_BITS - length)) + rank;
-        for (int w = 0; w < warp; w++) place += s.counts[w][length];
-        s.sorted[place] = thread;
+        for (int w = 0; w < warp; w++) rank += s.counts[w][length];
+        const u32 code = __brev(s.first[length] + rank) >> (32 - length);  // begins with its highest bit
+        s.sorted[s.begin[length] + rank] = thread | length << 8 | code << 16;
     }
     __syncthreads();
-    int limit[MAX_CODE_BITS];
-#pragma unroll
-    for (int k = 1; k < MAX_CODE_BITS; k++) limit[k] = s.limit[k];
-#pragma unroll 4
-    for (int i = thread; i < TABLE; i += blockDim.x) {
-        const int v = __brev(i) >> (32 - MAX_CODE_BITS);  // codes begin with their highest bit
-        int n = 1;
-#pragma unroll
-        for (int k = 1; k < MAX_CODE_BITS; k++) n += v >= limit[k];
-        s.single[i] = s.sorted[s.begin[n] + (v >> (MAX_CODE_BITS - n))] | n << 8;
+    for (int i = warp; i < s.used; i += blockDim.x / WARP) {  // a warp per symbol: all that begins with its code
+        const u32 one = s.sorted[i], length = one >> 8 & 0xff;
+        for (int rest = lane; rest < TABLE >> length; rest += WARP) s.single[one >> 16 | rest << length] = one;
     }
     __syncthreads();
-#pragma unroll 4
-    for (int i = thread; i < TABLE; i += blockDim.x) {
-        u32 symbols = 0;
-        int count = 0, bits = 0;
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            const u32 one = s.single[i >> bits];
-            const int n = one >> 8;
-            if (count == k && bits + n <= MAX_CODE_BITS) {
-                symbols |= (one & 0xff) << (8 * k);
-                count++;
-                bits += n;
-            }
-        }
-        table[i] = make_uint2(symbols, bits | count << 11);
-    }
+    expand_table(table, s.single);
     __syncthreads();
 }
-
-__device__ __forceinline__ uint2 load_shared_8(u32 address) {
-    uint2 v;
-    asm volatile("ld.shared.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(address));
-    return v;
-}
-__device__ __forceinline__ void store_shared_4(u32 address, u32 v) {
-    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(v) : "memory");
-}
-
-// Where a stream's bits come from: whole words, one after the other.
-struct FromMemory {
-    const u32 *next, *last;  // not read past `last`
-    __device__ __forceinline__ u32 word() {
-        const u32 v = __ldg(next);
-        next += next < last;
-        return v;
-    }
-};
-struct FromShared {
-    u32 next;  // address
-    __device__ __forceinline__ u32 word() {
-        u32 v;
-        asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(next));
-        next += 4;
-        return v;
-    }
-};
 
 // Decode a stream whose first bit is bit `skip` of the first word, into `symbols` bytes (a multiple of 4) at `out`; up
 // to 7 more are written. What lies behind the stream's end is noise. `table` and `out` are addresses of shared memory.
 template <typename Words>
 __device__ __forceinline__ void decode_stream(Words words, int skip, int symbols, u32 table, u32 out) {
-    u32 low = words.word() >> skip, high = 0;  // the next `have` bits
-    int have = 32 - skip;
-    u32 coming = words.word();  // one word ahead, so that nobody waits for it
-    u32 waiting = 0;            // symbols of an unfinished word
-    u32 done = 0;               // bits of symbols
+    Bits<Words> bits(words, skip);
+    Row<> row{out};
     const u32 stop = symbols * 8;
-    while (done < stop) {
-        if (have < 32) {
-            low |= coming << have;
-            high = __funnelshift_l(coming, 0, have);
-            have += 32;
-            coming = words.word();
-        }
+    while (row.done < stop) {
+        bits.refill();
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            const uint2 entry = load_shared_8(table + (low << 3 & (TABLE - 1) << 3));
-            low = __funnelshift_r(low, high, entry.y);
-            high = __funnelshift_r(high, 0, entry.y);
-            have -= entry.y & 0xff;
-            const u32 full = waiting | __funnelshift_l(0, entry.x, done), rest = __funnelshift_l(entry.x, 0, done);
-            store_shared_4(out + (done >> 3 & ~3u), full);
-            const u32 before = done;
-            done += entry.y >> 8;
-            waiting = (before ^ done) & 32 ? rest : full;
+            const uint2 entry = bits.look_up(table);
+            bits.take(entry.y);
+            row.put(entry.x, symbol_bits_of(entry.y));
         }
     }
-    store_shared_4(out + (done >> 3 & ~3u), waiting);
+    row.finish();
 }
 
 __device__ __forceinline__ void decode_from_memory(const u8* at, const u32* last, int symbols, u32 table, u32 out) {

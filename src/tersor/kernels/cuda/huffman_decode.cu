@@ -1,28 +1,18 @@
 // The huffman codec's tiles back to elements, bit for bit.
 //
-// huffman_decode       the whole matrix: one block of threads per multiprocessor builds the table once and goes through
-//                      the tiles, a warp per tile, a lane per stream. A tile's streams are fetched to shared memory
-//                      during the tile before, its raw bytes to registers; then the two meet: whole rows of 512 bytes
+// huffman_decode       whole matrices, one or several: one block of threads per multiprocessor takes an equal share of
+//                      all tiles, which lie in one matrix or two, builds the table of each and goes through the tiles,
+//                      a warp per tile, a lane per stream. A tile's streams are fetched to shared memory during the
+//                      tile before, its raw bytes to registers; then the two meet: whole rows of 512 bytes
 // huffman_decode_rows  single rows (an embedding's): a block of threads per row, the row's streams dealt to its warps
 #include "huffman.cuh"
+#include "join.cuh"
 
 constexpr int SYMBOL_WORDS = TILE_ROWS * STREAMS_PER_ROW * ROW_WORDS;  // of one tile in shared memory
 
 // Eight elements from eight symbols (two words) and their raw bytes, to 16 bytes: the two kinds that matter most.
 __device__ __forceinline__ uint4 join_eight(u32 low, u32 high, uint2 raw) {
-    u32 out[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const u32 symbols = i < 2 ? low : high, bytes = i < 2 ? raw.x : raw.y;
-        if (KIND == BF16) {
-            const u32 twice = __byte_perm(bytes, 0, i % 2 ? 0x3322 : 0x1100);
-            const u32 exponents = __byte_perm(symbols, 0, i % 2 ? 0x4342 : 0x4140) << 7;
-            out[i] = and_or(twice, 0x807f807fu, exponents);
-        } else {
-            out[i] = __byte_perm(bytes, symbols, i % 2 ? 0x7362 : 0x5140);
-        }
-    }
-    return make_uint4(out[0], out[1], out[2], out[3]);
+    return KIND == BF16 ? join_eight_bf16(low, high, raw) : join_eight_f16(low, high, raw);
 }
 
 __device__ __forceinline__ u32 raw_at(const u8* plane, int plane_bytes, int i) {
@@ -50,40 +40,57 @@ __device__ __forceinline__ bool fetch_streams(u32 slot, const u8* tiles, Extent 
     return true;
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * WARP, 1)
-huffman_decode(const u8* __restrict__ tiles, const u32* __restrict__ offsets, const u8* __restrict__ book,
-               Element* __restrict__ out,  // [rows][cols]
-               int rows, int cols, int count) {
-    extern __shared__ __align__(16) u32 shared[];
-    uint2* table = (uint2*)shared;
-    u32* all_symbols = (u32*)(table + TABLE);
-    u8* slots = (u8*)(all_symbols + WARPS * SYMBOL_WORDS);  // [WARPS][2][SLOT + 16]: this tile's and the next one's
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    u32* symbols = all_symbols + warp * SYMBOL_WORDS;
-    const u8* slot = slots + warp * 2 * (SLOT + 16);
-    int turn = 0;  // offset of the slot of this tile
+struct Matrix {
+    const u8* tiles;
+    const u32* offsets;
+    const u8* book;
+    Element* out;  // [rows][cols]
+    int rows, cols, count, before;  // tiles: its own, and of the matrices before it
+};
+struct Matrices {
+    Matrix at[MATRICES];
+    int count, tiles;
+};
+
+// The raw bytes of a whole tile, eight elements per row and lane.
+struct Raw {
+    uint2 rows[TILE_ROWS];
+
+    __device__ __forceinline__ void fetch(const u8* tile, int lane) {
+#pragma unroll
+        for (int r = 0; r < TILE_ROWS; r++) rows[r] = load_stream_8((const uint2*)tile + lane + r * (TILE_COLS / 8));
+    }
+};
+
+// Whether a tile's raw bytes and rows are whole sixteen bytes for each lane.
+__device__ __forceinline__ bool is_whole(const Tile& tile, int cols) {
+    return RAW == 1 && tile.width == TILE_COLS && tile.height == TILE_ROWS && cols % 8 == 0;
+}
+
+// The tiles first, first + stride, ... before `stop` of a matrix, by one warp; the table is built on the way.
+__device__ __forceinline__ void decode_tiles(const Matrix& m, int first, int stride, int stop, uint2* table,
+                                             TableScratch& scratch, u32* symbols, const u8* slot) {
+    const int lane = threadIdx.x % WARP;
+    const u8* tiles = m.tiles;
+    const u32* offsets = m.offsets;
     const u32 table_at = shared_address(table), own_at = shared_address(symbols + lane * ROW_WORDS);
     const u32 slot_at = shared_address(slot);
-    const u32* last = (const u32*)(tiles + (u64)offsets[count] * ALIGN + ALIGN) - 1;
-    const int step = gridDim.x * WARPS;
-    int number = warp * gridDim.x + blockIdx.x;  // neighbours on different multiprocessors: few tiles still fill all
-    Extent extent(offsets, number, count), next(offsets, number + step, count);
-    bool fetched = fetch_streams(slot_at, tiles, extent, Tile(number, rows, cols).lengths, lane);
+    int turn = 0;  // offset of the slot of this tile
+    int number = first;
+    Extent extent(offsets, number, stop), next(offsets, number + stride, stop);
+    bool fetched = fetch_streams(slot_at, tiles, extent, Tile(number, m.rows, m.cols).lengths, lane);
     copy_async_commit();
-    build_table(table, *(TableScratch*)all_symbols, book);
-    for (; number < count; number += step) {
-        const Tile tile(number, rows, cols);
+    Raw raw;
+    if (number < stop && is_whole(Tile(number, m.rows, m.cols), m.cols)) raw.fetch(tiles + (u64)extent.begin * ALIGN, lane);
+    const u32* last = (const u32*)(tiles + (u64)offsets[m.count] * ALIGN + ALIGN) - 1;
+    build_table(table, scratch, m.book);
+    for (; number < stop; number += stride) {
+        const Tile tile(number, m.rows, m.cols);
         const u8* from = tiles + (u64)extent.begin * ALIGN;
-        const bool whole = RAW == 1 && tile.width == TILE_COLS && tile.height == TILE_ROWS && cols % 8 == 0;
-        const uint2* raw = (const uint2*)from + lane;  // of eight elements in each row
-        uint2 bytes[TILE_ROWS];  // asked for before the streams are decoded
-        if (whole) {
-#pragma unroll
-            for (int r = 0; r < TILE_ROWS; r++) bytes[r] = load_stream_8(raw + r * (TILE_COLS / 8));
-        }
-        const Extent after(offsets, number + 2 * step, count);
+        const Extent after(offsets, number + 2 * stride, stop);
         const int other = SLOT + 16 - turn;
-        const bool next_fetched = fetch_streams(slot_at + other, tiles, next, Tile(number + step, rows, cols).lengths, lane);
+        const bool next_fetched =
+            fetch_streams(slot_at + other, tiles, next, Tile(number + stride, m.rows, m.cols).lengths, lane);
         copy_async_commit();
         copy_async_wait<1>();
         __syncwarp();
@@ -98,26 +105,52 @@ huffman_decode(const u8* __restrict__ tiles, const u32* __restrict__ offsets, co
                 decode_from_memory(from + at, last, width, table_at, own_at);
         }
         __syncwarp();
-        extent = next, next = after, fetched = next_fetched, turn = other;
-        Element* to = out + (long long)tile.row * cols + tile.col;
-        if (whole) {
+        if (EARLY) previous_done();
+        Element* to = m.out + (long long)tile.row * m.cols + tile.col;
+        if (is_whole(tile, m.cols)) {
             const u32* pair = symbols + lane / 16 * ROW_WORDS + lane % 16 * 2;
 #pragma unroll
             for (int r = 0; r < TILE_ROWS; r++, pair += STREAMS_PER_ROW * ROW_WORDS)
-                *(uint4*)(to + (long long)r * cols + lane * 8) = join_eight(pair[0], pair[1], bytes[r]);
+                *(uint4*)(to + (long long)r * m.cols + lane * 8) = join_eight(pair[0], pair[1], raw.rows[r]);
         } else {
             for (int r = 0; r < tile.height; r++) {
                 const u8* row_symbols = (const u8*)(symbols + r * tile.streams_per_row * ROW_WORDS);
                 for (int c = lane; c < tile.width; c += WARP)
-                    to[(long long)r * cols + c] = join(row_symbols[c / STREAM * ROW_WORDS * 4 + c % STREAM],
-                                                       raw_at(from, tile.height * tile.width, r * tile.width + c));
+                    to[(long long)r * m.cols + c] = join(row_symbols[c / STREAM * ROW_WORDS * 4 + c % STREAM],
+                                                         raw_at(from, tile.height * tile.width, r * tile.width + c));
             }
         }
+        extent = next, next = after, fetched = next_fetched, turn = other;
+        if (number + stride < stop && is_whole(Tile(number + stride, m.rows, m.cols), m.cols))
+            raw.fetch(tiles + (u64)extent.begin * ALIGN, lane);  // before the streams are decoded
         __syncwarp();
     }
+    copy_async_wait<0>();
 }
 
-extern "C" __global__ void __launch_bounds__(ROW_WARPS * WARP)
+extern "C" __global__ void __launch_bounds__(WARPS * WARP, 1)
+huffman_decode(const __grid_constant__ Matrices matrices) {
+    extern __shared__ __align__(16) u32 shared[];
+    uint2* table = (uint2*)shared;
+    u32* all_symbols = (u32*)(table + TABLE);
+    u8* slots = (u8*)(all_symbols + WARPS * SYMBOL_WORDS);  // [WARPS][2][SLOT + 16]: this tile's and the next one's
+    const int warp = threadIdx.x / WARP;
+    const int begin = (int)((long long)matrices.tiles * blockIdx.x / gridDim.x);
+    const int end = (int)((long long)matrices.tiles * (blockIdx.x + 1) / gridDim.x);
+    let_next_begin();
+    if (!EARLY) previous_done();
+    for (int i = 0; i < matrices.count; i++) {
+        const Matrix& m = matrices.at[i];
+        const int first = max(begin - m.before, 0), stop = min(end - m.before, m.count);
+        if (first >= stop) continue;
+        __syncthreads();  // the table's scratch is where symbols are
+        decode_tiles(m, first + warp, WARPS, stop, table, *(TableScratch*)all_symbols,
+                     all_symbols + warp * SYMBOL_WORDS, slots + warp * 2 * (SLOT + 16));
+    }
+    previous_done();  // whoever waits for this kernel waits for its predecessor too
+}
+
+extern "C" __global__ void __launch_bounds__(ROW_WARPS * WARP, 2)
 huffman_decode_rows(const u8* __restrict__ tiles, const u32* __restrict__ offsets, const u8* __restrict__ book,
                     const long long* __restrict__ wanted,  // [wanted_rows]
                     Element* __restrict__ out,             // [wanted_rows][cols]

@@ -7,27 +7,31 @@ made from the counts of all symbols, and the stored size is known only when the 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 
 import numpy as np
 import torch
 
 from tersor.codec.huffman import canonical_codes, code_lengths
 from tersor.format.constants import ALIGN, MAX_CODE_BITS, STREAM, SYMBOLS, TAIL, TILE_COLS, TILE_ROWS
+from tersor.format.dtypes import KINDS
 from tersor.format.layout import Grid
 from tersor.kernels.compiler import Program
 from tersor.kernels.launcher import Kernel, Launch, multiprocessors, shared_limit
 
-KINDS = {"BF16": 0, "F16": 1, "F32": 2, "F8_E4M3": 3, "F8_E5M2": 3}
-_INTEGERS = {"BF16": torch.int16, "F16": torch.int16, "F32": torch.int32}
+Stored = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # tiles, offsets, book
 
+MATRICES = 8  # decoded by one launch at most
 _MOST_WARPS, _FEWEST_WARPS = 12, SYMBOLS // 32  # of huffman_decode; a thread per symbol begins the table
 _ROW_WARPS = 12
 _ROW_BLOCKS = 2  # per multiprocessor; each builds the table once
 _ENCODE_WARPS = 8
 _TABLE_BYTES = 8 << MAX_CODE_BITS
+_BEHIND = 256  # bytes behind the last slot that a damaged stream may run into
 _STREAM_BYTES = STREAM + 12  # a lane's symbols and room for noise (ROW_WORDS in huffman.cuh)
 _ROWS_SHARED = _TABLE_BYTES + _ROW_WARPS * 32 * _STREAM_BYTES
 _COUNT_BLOCK = 1 << 16  # elements
@@ -39,11 +43,15 @@ class Decoding:
 
     `warps` share a multiprocessor and the table. `slot`: bytes kept for a tile's streams, which FORMAT.md lets
     grow to 6144; longer ones are read where they are. Exponents take 1400, what float16 and float8 code twice that.
+    `overlap`: blocks are placed while the kernel before ends (sm_90). `early`: they read the stored arrays then, too,
+    which must not be that kernel's results.
     """
 
     kind: int
     warps: int
     slot: int
+    overlap: bool = True
+    early: bool = False
 
     @classmethod
     def fitting(cls, kind: int, shared: int) -> Decoding:
@@ -59,7 +67,7 @@ class Decoding:
     def shared(self) -> int:
         """Bytes of shared memory: the table, and per warp its symbols and two slots."""
         symbols = TILE_ROWS * (TILE_COLS // STREAM) * _STREAM_BYTES
-        return _TABLE_BYTES + self.warps * (symbols + 2 * (self.slot + 16))
+        return _TABLE_BYTES + self.warps * (symbols + 2 * (self.slot + 16)) + _BEHIND
 
 
 def program(entry: str, decoding: Decoding) -> Program:
@@ -71,6 +79,8 @@ def program(entry: str, decoding: Decoding) -> Program:
         ("WARPS", warps),
         ("ROW_WARPS", _ROW_WARPS),
         ("SLOT", decoding.slot),
+        ("MATRICES", MATRICES),
+        ("EARLY", int(decoding.early)),
     )
     return Program(source, entry, constants)
 
@@ -81,18 +91,62 @@ def _kernel(entry: str, decoding: Decoding) -> Kernel:
     return Kernel(program(entry, decoding), shared)
 
 
+class _Matrix(ctypes.Structure):
+    """`struct Matrix` of huffman_decode.cu."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("tiles", "offsets", "book", "out")),
+        *((name, ctypes.c_int) for name in ("rows", "cols", "count", "before")),
+    )
+
+
+class _Matrices(ctypes.Structure):
+    _fields_ = (("at", _Matrix * MATRICES), ("count", ctypes.c_int), ("tiles", ctypes.c_int))
+
+
 def decode(
     tiles: torch.Tensor, offsets: torch.Tensor, book: torch.Tensor, dtype: str, out: torch.Tensor
 ) -> torch.Tensor:
     """Decode to `out`, a contiguous CUDA tensor of the original shape and dtype; returns it."""
-    grid = Grid.of(out.shape)
-    blocks = min(multiprocessors(out.device), grid.tiles)
-    decoding = Decoding.fitting(KINDS[dtype], shared_limit(out.device))
-    _kernel("huffman_decode", decoding)(
-        Launch((blocks, 1), 32 * decoding.warps, decoding.shared),
-        out.device, tiles, offsets, book, out, grid.rows, grid.cols, grid.tiles,
-    )  # fmt: skip
-    return out
+    return decode_many([(tiles, offsets, book)], dtype, [out])[0]
+
+
+def decode_many(
+    stored: Sequence[Stored], dtype: str, out: Sequence[torch.Tensor], decoding: Decoding | None = None
+) -> list[torch.Tensor]:
+    """Decode tensors of one dtype to `out`, contiguous and on one GPU; returns them.
+
+    Eight to a launch: what a launch costs (the tables, the first and the last tile of each warp) is paid once
+    for them all.
+    """
+    if not out:
+        return []
+    device = out[0].device
+    if decoding is None:
+        decoding = Decoding.fitting(KINDS[dtype], shared_limit(device))
+    for first in range(0, len(out), MATRICES):
+        matrices = _matrices(stored[first : first + MATRICES], out[first : first + MATRICES])
+        blocks = min(multiprocessors(device), matrices.tiles)
+        launch = Launch((blocks, 1), 32 * decoding.warps, decoding.shared, decoding.overlap)
+        _kernel("huffman_decode", decoding)(launch, device, matrices)
+    return list(out)
+
+
+def _matrices(stored: Sequence[Stored], out: Sequence[torch.Tensor]) -> _Matrices:
+    grids = [Grid.of(tensor.shape) for tensor in out]
+    before = [0, *accumulate(grid.tiles for grid in grids)]
+    return _Matrices(
+        (_Matrix * MATRICES)(
+            *(
+                _Matrix(
+                    *(part.data_ptr() for part in parts), to.data_ptr(), grid.rows, grid.cols, grid.tiles, n
+                )
+                for parts, to, grid, n in zip(stored, out, grids, before, strict=False)
+            )
+        ),
+        len(out),
+        before[-1],
+    )
 
 
 def decode_rows(
@@ -115,7 +169,7 @@ def decode_rows(
     return out
 
 
-def encode(weight: torch.Tensor, dtype: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def encode(weight: torch.Tensor, dtype: str) -> Stored:
     """The stored form (tiles, offsets, book) of a contiguous CUDA tensor."""
     grid, device = Grid.of(weight.shape), weight.device
     kind = Decoding.fitting(KINDS[dtype], shared_limit(device))

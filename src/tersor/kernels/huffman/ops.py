@@ -1,54 +1,50 @@
-"""The CUDA side of the operators that `tersor.kernels.ops` defines for the huffman codec."""
+"""The CUDA side of the operators that `tersor.kernels.ops` defines for the huffman codec.
+
+Same arguments, same results; the fakes there say what a result looks like, so they allocate it here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from tersor.format.layout import matrix_shape
+from tersor.kernels import ops
 from tersor.kernels.huffman import device
 
 _library = torch.library.Library("tersor", "IMPL")  # type: ignore[no-untyped-call]
-_DTYPES = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-def huffman_decode(
-    tiles: torch.Tensor, offsets: torch.Tensor, book: torch.Tensor, dtype: str, shape: Sequence[int]
-) -> torch.Tensor:
-    """The whole tensor: `shape`, of torch dtype `dtype`."""
-    out = tiles.new_empty(tuple(shape), dtype=_DTYPES[dtype])
-    return device.decode(tiles, offsets, book, dtype, out)
+def huffman_decode(*arguments: Any) -> Tensor:
+    """The whole tensor."""
+    tiles, offsets, book, dtype, _ = arguments
+    return device.decode(tiles, offsets, book, dtype, ops.decode_fake(*arguments))
 
 
-def huffman_decode_rows(
-    tiles: torch.Tensor,
-    offsets: torch.Tensor,
-    book: torch.Tensor,
+def huffman_decode_rows(*arguments: Any) -> Tensor:
+    """Rows of the matrix."""
+    tiles, offsets, book, dtype, shape, rows = arguments
+    return device.decode_rows(tiles, offsets, book, dtype, shape, rows, ops.decode_rows_fake(*arguments))
+
+
+def huffman_decode_many(
+    tiles: Sequence[Tensor],
+    offsets: Sequence[Tensor],
+    books: Sequence[Tensor],
     dtype: str,
-    shape: Sequence[int],
-    rows: torch.Tensor,
-) -> torch.Tensor:
-    """Rows of the format's R x C matrix: [n, C] for `rows` int64 [n], in the order given."""
-    out = tiles.new_empty((rows.shape[0], matrix_shape(tuple(shape))[1]), dtype=_DTYPES[dtype])
-    return device.decode_rows(tiles, offsets, book, dtype, shape, rows, out)
+    sizes: Sequence[int],
+) -> list[Tensor]:
+    """Several matrices, eight in a launch."""
+    out = ops.decode_many_fake(tiles, offsets, books, dtype, sizes)
+    return device.decode_many(list(zip(tiles, offsets, books, strict=True)), dtype, out)
 
 
-def huffman_encode(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def huffman_encode(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The stored form (tiles, offsets, book) of a tensor of any shape."""
-    return device.encode(weight.detach().contiguous(), _NAMES[weight.dtype])
+    return device.encode(weight.detach().contiguous(), ops.safetensors_dtype(weight.dtype))
 
 
-for _name, _function in (
-    ("huffman_decode", huffman_decode),
-    ("huffman_decode_rows", huffman_decode_rows),
-    ("huffman_encode", huffman_encode),
-):
-    _library.impl(_name, _function, "CUDA")  # type: ignore[no-untyped-call]
+for _function in (huffman_decode, huffman_decode_rows, huffman_decode_many, huffman_encode):
+    _library.impl(_function.__name__, _function, "CUDA")  # type: ignore[no-untyped-call]

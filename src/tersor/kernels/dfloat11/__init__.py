@@ -1,0 +1,1 @@
+"""The buffers of DFloat11 checkpoints, decoded."""
