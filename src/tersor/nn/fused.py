@@ -1,17 +1,15 @@
 """A linear layer's weight in a layout that products read directly: no decoding, less to read.
 
-At rest and in the `compact` layout exponents are entropy coded, and a product must decode the
-matrix to memory first. The `fast` layout (`tersor.kernels.window.layout`) spends 0.7 bit per
-weight more and lets the product read the compressed weights themselves: at batch 1 it is faster
-than the plain bfloat16 product, because it reads 11.4 bits where that reads 16.
-
-A weight comes here from its stored form (`Fused.of`), on the GPU, one at a time, and goes
-back to it to be saved; nothing is stored on disk in this layout.
+`form_window` holds lossless weights, `form_spqr` quantised ones. A weight comes here from its
+stored form (`Fused.of`), on the GPU, one at a time, and goes back to it to be saved; nothing is
+stored on disk in such a layout.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +17,33 @@ from torch.nn import functional as F
 
 from tersor.format.constants import CODEC_HUFFMAN
 from tersor.format.manifest import TensorEntry
-from tersor.nn.forms import Arrays, Form, WindowForm
-from tersor.nn.stored import Stored, part_names
+from tersor.format.parameters import SpqrParameters
+from tersor.kernels.spqr import layout as spqr
+from tersor.nn.form_spqr import SpqrForm
+from tersor.nn.form_window import WindowForm
+from tersor.nn.forms import Arrays, Form
+from tersor.nn.stored import Stored
+
+_WINDOW_BITS = 11.7  # per weight at most, on trained weights
+_OUTLIER_BITS = 32
 
 
 def can_hold(source: object) -> bool:
-    """Whether a weight can be held in the `fast` layout: a bfloat16 matrix, losslessly stored."""
-    return (
-        isinstance(source, Stored)
-        and source.entry.codec == CODEC_HUFFMAN
-        and source.dtype == torch.bfloat16
-        and source.entry.dtype == "BF16"
-        and len(source.shape) == 2
-    )
+    """Whether a weight can be held for fused products: a bfloat16 matrix, losslessly stored or on grids."""
+    if not isinstance(source, Stored) or source.dtype != torch.bfloat16 or source.entry.dtype != "BF16":
+        return False
+    lossless = source.entry.codec == CODEC_HUFFMAN and len(source.shape) == 2
+    return lossless or spqr.can_hold(source.entry)
+
+
+def fused_bytes(entry: TensorEntry) -> float:
+    """About how many bytes such a weight takes when it is held so."""
+    geometry = spqr.held(entry)
+    if geometry is None:
+        return math.prod(entry.shape) * _WINDOW_BITS / 8
+    assert isinstance(entry.parameters, SpqrParameters)
+    heads = (spqr.RECORD_HEAD + 8 + 4) * geometry.records  # padding and places
+    return geometry.stage_total + heads + entry.parameters.outliers * _OUTLIER_BITS / 8
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,8 @@ class Fused:
     """The parameter `name` (rows, cols) of a module, in `form`; `entry` tells what it is at rest.
 
     `exact`: products by decoding and torch's own product, bit for bit those of the plain layer;
-    otherwise fused for few tokens, equal up to the order of summation.
+    otherwise fused for few tokens, equal up to the order of summation. `kept`: stored arrays that
+    the form cannot give back, in host memory.
     """
 
     name: str
@@ -47,12 +60,25 @@ class Fused:
     dtype: torch.dtype
     form: Form
     exact: bool = False
+    kept: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, module: nn.Module, source: Stored, exact: bool) -> Fused:
-        """Bring the weight that `source` reads from `module` into the `fast` layout, in its place."""
-        form, arrays = WindowForm.pack(source.restore(module))
-        made = cls(source.name, source.entry, source.dtype, form, exact)
+    def of(cls, module: nn.Module, source: Stored, exact: bool, unit: int | None = None) -> Fused:
+        """Bring the weight that `source` reads from `module` into a layout for fused products, in its place.
+
+        unit: for a quantised weight, a unit to use rather than its own (`form_spqr`).
+        """
+        form: Form
+        kept: dict[str, Tensor] = {}
+        if source.entry.codec == CODEC_HUFFMAN:
+            form, arrays = WindowForm.pack(source.restore(module))
+        else:
+            parts = source.parts(module)
+            by_suffix = {name.removeprefix(source.name): part.detach() for name, part in parts.items()}
+            form, arrays, kept = SpqrForm.pack(source.entry, by_suffix, unit)
+            for name in parts:
+                del module._parameters[name]
+        made = cls(source.name, source.entry, source.dtype, form, exact, kept)
         made.attach(module, arrays)
         return made
 
@@ -113,8 +139,8 @@ class Fused:
         return self.form.linear(x, self.arrays(module), bias, self.exact)
 
     def stored(self, module: nn.Module) -> tuple[Stored, dict[str, Tensor]]:
-        """The weight's form at rest: how to read it, and its arrays by name."""
-        at_rest = Stored(self.name, self.entry, self.dtype)
-        tiles, offsets, book = torch.ops.tersor.huffman_encode(self.form.decode(self.arrays(module)))
-        names = part_names(at_rest.name, at_rest.entry)
-        return at_rest, dict(zip(names, (book, offsets, tiles), strict=True))
+        """The weight's form at rest: how to read it, and its arrays by name, where the weight is."""
+        parts = self.form.at_rest(self.arrays(module), self.entry, self.kept)
+        device = self.device(module)
+        named = {self.name + suffix: part.to(device) for suffix, part in parts.items()}
+        return Stored(self.name, self.entry, self.dtype), named

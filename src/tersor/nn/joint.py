@@ -150,7 +150,7 @@ def join(parent: nn.Module, members: Sequence[nn.Module], form: Form, arrays: Ar
         compressed: Any = member.compressed
         own: Fused = compressed["weight"]
         member.add_module(JOINT, joint)
-        compressed["weight"] = Part(own.name, own.entry, own.dtype, own.form, own.exact, index, first)
+        compressed["weight"] = Part(**vars(own), index=index, first=first)
         first += own.form.rows
     if not isinstance(parent, JointScope):
         plain: Any = type(parent)
