@@ -14,10 +14,11 @@ from tersor.format.dtypes import KINDS
 from tersor.kernels.attention import device as attention
 from tersor.kernels.compiler import ARCHITECTURES, Compiled, Program, compile_program
 from tersor.kernels.dfloat11 import device as dfloat11
+from tersor.kernels.fused.variant import Variant
 from tersor.kernels.huffman.device import Decoding
 from tersor.kernels.huffman.device import program as huffman_program
 from tersor.kernels.window.layout import MACROS, Geometry
-from tersor.kernels.window.linear import MAX_TOKENS, Variant, variant_for
+from tersor.kernels.window.linear import MAX_TOKENS, variant_for
 
 _HUFFMAN = ("huffman_decode", "huffman_decode_rows", "huffman_count", "huffman_size", "huffman_write")
 _MULTIPROCESSORS = 132
@@ -35,8 +36,8 @@ def programs(architecture: str) -> Iterator[Program]:
     yield dfloat11.Decoding.fitting(shared).program
     for entry in ("window_rows", "window_blocks", "window_records"):
         yield Program("window_pack.cu", entry, MACROS)
-    yield Program("window_decode.cu", "window_decode", MACROS)
-    yield Program("window_combine.cu", "window_combine")
+    yield Program("decode.cu", "decode", MACROS)
+    yield Program("combine.cu", "combine")
     if int(architecture[3:]) >= 10 * attention.CAPABILITY[0]:
         for head_dim in attention.HEAD_DIMS:
             for group in (1, 4, attention.MAX_GROUP):
