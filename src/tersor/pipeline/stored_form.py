@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from tersor.codec import Packed, encode
 from tersor.codec.proof import equals
-from tersor.codec.quantized.dequantize import weight_sha256
 from tersor.codec.quantized.matrix import Bits
-from tersor.codec.quantized.parts import Matrix, entry_of, proven_matrix, to_parts
+from tersor.codec.quantized.parts import Matrix, entry_of, proven_matrix, same_matrix, to_parts
 from tersor.format.constants import CODEC_HUFFMAN, CODEC_RAW, CODEC_SPQR, MANIFEST_KEY
 from tersor.format.errors import VerificationError
 from tersor.format.layout import (
@@ -85,7 +84,7 @@ def quantized_form(name: str, extent: Extent, q: Matrix) -> tuple[TensorEntry, l
             f"tensor {name!r} is {extent.dtype} {list(extent.shape)}, and was quantised as {entry.dtype} "
             f"{list(entry.shape)}. This is a fault of tersor; please report it with the model's name"
         )
-    if weight_sha256(proven_matrix(entry, parts, f"tensor {name!r}")) != entry.sha256:
+    if not same_matrix(proven_matrix(entry, parts, f"tensor {name!r}"), q):
         raise VerificationError(
             f"tensor {name!r}: its stored form did not give the quantised weights back. This is a fault of tersor or "
             f"of the machine's memory. Please report it with the tensor's dtype and shape"

@@ -21,6 +21,13 @@ def by_numpy(name: str, *numbers: np.ndarray) -> list[np.ndarray]:
     return [np.asarray(x, F32) for x in (found if isinstance(found, tuple) else (found,))]
 
 
+def by_numba(name: str, *numbers: np.ndarray) -> list[np.ndarray]:
+    fast = pytest.importorskip("tersor.codec.quantized.fast")
+    if name != "base":
+        return by_numpy(name, *numbers)  # it has the inner loop only
+    return [fast.bases(*(x[None] for x in numbers), 1)[0]]
+
+
 def by_torch(device: str) -> Callable[..., list[np.ndarray]]:
     def call(name: str, *numbers: np.ndarray) -> list[np.ndarray]:
         tensors = (torch.from_numpy(x.astype(F32)).to(device) for x in numbers)
@@ -32,8 +39,8 @@ def by_torch(device: str) -> Callable[..., list[np.ndarray]]:
 
 EVERYWHERE = pytest.mark.parametrize(
     "call",
-    [by_numpy, by_torch("cpu"), pytest.param(by_torch("cuda"), marks=pytest.mark.gpu)],
-    ids=["numpy", "torch", "cuda"],
+    [by_numpy, by_numba, by_torch("cpu"), pytest.param(by_torch("cuda"), marks=pytest.mark.gpu)],
+    ids=["numpy", "numba", "torch", "cuda"],
 )
 
 
@@ -130,3 +137,12 @@ def test_zeros_have_the_sign_of_a_fused_multiply_add(call: Callable[..., list[np
     found = call("base", a, b, np.array([0, 7, 0, 2], np.uint8))[0]
     assert_bits(found, [0.0] * 4)
     np.testing.assert_array_equal(np.signbit(found), [False] * 4)
+
+
+@pytest.mark.parametrize(("rows", "columns", "group"), [(1, 1, 1), (3, 70, 16), (700, 1000, 7), (5, 33, 33)])
+def test_whole_matrices_are_worked_in_pieces(rows: int, columns: int, group: int) -> None:
+    fast = pytest.importorskip("tersor.codec.quantized.fast")
+    rng = np.random.default_rng(rows)
+    a, b = round_bf16(rng.normal(0, 1, (2, rows, -(-columns // group))).astype(F32))
+    codes = rng.integers(0, 256, (rows, columns)).astype(np.uint8)
+    np.testing.assert_array_equal(fast.bases(a, b, codes, group), arithmetic.bases(a, b, codes, group))

@@ -51,3 +51,9 @@ def grid(scale: F16, zero: F16) -> tuple[F32, F32]:
 def base(a: F32, b: F32, code: npt.NDArray[np.uint8]) -> F32:
     """a * code + b, rounded once to bfloat16, held as float32."""
     return round_bf16(odd_sum(a * code.astype(np.float32), b))
+
+
+def bases(a: F32, b: F32, codes: npt.NDArray[np.uint8], group: int) -> F32:
+    """Bases (R, C) of codes (R, C) on grids a, b (R, G) of `group` columns each."""
+    wide_a, wide_b = (np.repeat(x, group, axis=1)[:, : codes.shape[1]] for x in (a, b))
+    return base(wide_a, wide_b, codes)

@@ -1,4 +1,7 @@
-"""The dequantiser in NumPy: the truth. `matrix.py` has the formulas; every other one must match it bit for bit."""
+"""The dequantiser in NumPy, its inner loop in numba where that is installed: the truth that others match bit for bit.
+
+`matrix.py` has the formulas, `arithmetic.py` their numbers one by one.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,12 @@ from tersor.codec.quantized.integers import Integers
 from tersor.codec.quantized.matrix import SCALE_MIN, SCALE_STEP, ZERO_MIN, ZERO_STEP, Quantized
 from tersor.codec.quantized.rounding import F16, F32, round_weight, to_bytes
 
-_STEP_WEIGHTS = 1 << 16  # dequantised at a time: what lies in a core's cache a few times over
+try:
+    from tersor.codec.quantized.fast import bases as bases
+except ImportError:  # no numba
+    from tersor.codec.quantized.arithmetic import bases as bases
+
+_STEP_WEIGHTS = 1 << 17  # dequantised at a time: what lies in a core's cache a few times over
 
 
 def dequantize(q: Quantized | Integers) -> F32:
@@ -26,9 +34,7 @@ def dequantize_rows(q: Quantized | Integers, first: int, stop: int) -> F32:
     if isinstance(q, Integers):
         return round_weight(q.codes[first:stop].astype(np.float32) * q.steps, q.dtype)
     columns = q.shape[1]
-    grid = arithmetic.grid(*statistics(q, first, stop))
-    a, b = (np.repeat(x, q.group, axis=1)[:, :columns] for x in grid)
-    weight = arithmetic.base(a, b, q.codes[first:stop])
+    weight = bases(*arithmetic.grid(*statistics(q, first, stop)), q.codes[first:stop], q.group)
     begin, end = np.searchsorted(q.outlier_index, [first * columns, stop * columns])
     flat = weight.reshape(-1)
     flat[q.outlier_index[begin:end] - first * columns] += q.outlier_value[begin:end].astype(np.float32)

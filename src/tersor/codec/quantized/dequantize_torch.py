@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from tersor.codec.quantized import arithmetic_torch as arithmetic
-from tersor.codec.quantized.dequantize import inverse
+from tersor.codec.quantized.dequantize import bases, inverse
 from tersor.codec.quantized.integers import Integers
 from tersor.codec.quantized.matrix import SCALE_MIN, SCALE_STEP, ZERO_MIN, ZERO_STEP, Quantized
 from tersor.codec.quantized.rounding import F16_MAX
 
-_STEP, _CPU_STEP = 1 << 24, 1 << 16  # weights at a time: scratch is bounded, and fits a CPU's cache
+_STEP = 1 << 24  # weights at a time on a GPU: its scratch is bounded
 
 TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -38,10 +38,12 @@ def dequantize(q: Quantized | Integers, device: torch.device | str = "cpu") -> T
 
 def grid_weights(codes: Tensor, scale: Tensor, zero: Tensor, group: int) -> Tensor:
     """The bases of codes (R, C) on the grids of scale and zero (R, G), (R, C) float32."""
+    a, b = arithmetic.grid(scale, zero)
+    if codes.device.type == "cpu":  # without torch's passes over memory, fifteen of them
+        return torch.from_numpy(bases(a.numpy(), b.numpy(), codes.numpy(), group))
     rows, columns = codes.shape
     weight = torch.empty(codes.shape, device=codes.device)
-    step = max(1, (_CPU_STEP if codes.device.type == "cpu" else _STEP) // columns)
-    a, b = arithmetic.grid(scale, zero)
+    step = max(1, _STEP // columns)
     for first in range(0, rows, step):
         some = slice(first, first + step)
         wide_a, wide_b = (x[some].repeat_interleave(group, dim=1)[:, :columns] for x in (a, b))

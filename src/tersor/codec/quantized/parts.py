@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -219,6 +220,14 @@ def _integers(entry: TensorEntry, parts: Mapping[str, Array], where: str) -> Int
             f"{where}: a column's step is not positive and finite; the data is damaged, copy or download it again"
         )
     return Integers(entry.dtype, decode(packed, where).view(np.int8).reshape(rows, columns), steps)
+
+
+def same_matrix(a: Matrix, b: Matrix) -> bool:
+    """Whether two matrices are equal in every number, and so in every weight."""
+    if type(a) is not type(b):
+        return False
+    pairs = [(getattr(a, field.name), getattr(b, field.name)) for field in fields(a)]
+    return all(np.array_equal(x, y) if isinstance(x, np.ndarray) else x == y for x, y in pairs)
 
 
 def proven_matrix(entry: TensorEntry, parts: Parts, where: str = "tensor") -> Matrix:
