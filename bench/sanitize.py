@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from tersor.kernels.dfloat11 import encode as dfloat11
 from tersor.kernels.fused.variant import Variant
 from tersor.kernels.huffman import device as huffman
 from tersor.kernels.tile import device as tile
@@ -14,6 +15,13 @@ w = (torch.randn(130, 1600, device="cuda") * 0.02).bfloat16()
 w[::7] *= torch.exp2(torch.randint(-20, 20, (1600,), device="cuda").float()).bfloat16()
 stored = huffman.encode(w, "BF16")
 assert torch.equal(huffman.decode(*stored, "BF16", torch.empty_like(w)), w)
+twice = huffman.decode_many([stored, stored], "BF16", [torch.empty_like(w), torch.empty_like(w)])
+assert all(torch.equal(one, w) for one in twice)
+for weights in (
+    (torch.randn(40001, device="cuda") * 0.02).bfloat16(),
+    torch.full((40001,), 1.5, device="cuda").bfloat16(),
+):
+    assert torch.equal(torch.ops.tersor.dfloat11_decode(*vars(dfloat11.encode(weights)).values()), weights)
 rows = torch.tensor([3, 129, 64], device="cuda")
 assert torch.equal(huffman.decode_rows(*stored, "BF16", w.shape, rows, w.new_empty(3, 1600)), w[rows])
 packed = window.pack(w)

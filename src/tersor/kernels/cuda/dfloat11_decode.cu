@@ -161,6 +161,8 @@ dfloat11_decode(const u8* __restrict__ luts_from, const u8* __restrict__ encoded
     const u32 table = shared_address(table_entries), own_row = shared_address(group.rows[thread]);
     const u32 own_stream = shared_address(group.streams[thread]), flat = shared_address(group.flat);
     int number = number_of_group * gridDim.x + blockIdx.x;  // few blocks still fill all multiprocessors
+    let_next_begin();
+    previous_done();
     Share share;
     share.fetch(encoded, gaps, positions, number, blocks, thread, bytes, weights, position_count);
     build_table(table_entries, (u16*)groups, luts, luts_from, lut_rows);

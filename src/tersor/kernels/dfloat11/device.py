@@ -66,7 +66,7 @@ def decode(buffers: Buffers, out: torch.Tensor, decoding: Decoding | None = None
     decoding = decoding or Decoding.fitting(shared_limit(out.device))
     blocks = min(multiprocessors(out.device), buffers.blocks)
     _kernel(decoding)(
-        Launch((blocks, 1), _LANES * decoding.groups, decoding.shared),
+        Launch((blocks, 1), _LANES * decoding.groups, decoding.shared, overlap=True),
         out.device,
         buffers.luts,
         _aligned(buffers.encoded_exponent),
