@@ -23,7 +23,6 @@ from tersor.kernels.fused.device import Matrix
 from tersor.kernels.huffman import device as huffman
 from tersor.kernels.window import device as window
 from tersor.kernels.window.layout import Geometry
-from tersor.kernels.window.linear import FUSED_TOKENS
 
 SHAPES = (  # out x in features: Llama-8B's and 70B's layers
     (4096, 4096),
@@ -85,7 +84,7 @@ def products(shapes: Sequence[tuple[int, int]] = SHAPES, tokens: Sequence[int] =
                 [partial(linear, x, w) for w in plain],
                 [partial(_product, x, p) for p in ours],
             )
-            yield Product(rows, cols, m, m <= FUSED_TOKENS, packed.bits_per_weight, cublas, fast)
+            yield Product(rows, cols, m, window.fuses(m, x.device), packed.bits_per_weight, cublas, fast)
 
 
 def codecs(shapes: Sequence[tuple[int, int]] = (*SHAPES, (128256, 4096))) -> Iterator[Codec]:
@@ -158,12 +157,11 @@ def _check_bits(decoded: torch.Tensor, weight: torch.Tensor, what: str) -> None:
 
 
 def _check_product(x: torch.Tensor, weight: torch.Tensor, packed: Matrix[Geometry]) -> None:
-    few = x[:FUSED_TOKENS]
-    exact = few.double() @ weight.double().T
+    exact = x.double() @ weight.double().T
 
     def error(y: torch.Tensor) -> float:
         return float((y.double() - exact).norm() / exact.norm())
 
-    ours, cublas = error(_product(few, packed)), error(linear(few, weight))
+    ours, cublas = error(_product(x, packed)), error(linear(x, weight))
     if not ours <= _WORST_ERROR * cublas:
         raise VerificationError(f"product {tuple(weight.shape)}: error {ours:.1e}, cuBLAS has {cublas:.1e}")

@@ -17,6 +17,7 @@ from tersor.kernels.dfloat11 import device as dfloat11
 from tersor.kernels.fused.variant import Variant
 from tersor.kernels.huffman.device import Decoding
 from tersor.kernels.huffman.device import program as huffman_program
+from tersor.kernels.tile.variant import VARIANTS
 from tersor.kernels.window.layout import MACROS, Geometry
 from tersor.kernels.window.linear import MAX_TOKENS, variant_for
 
@@ -44,6 +45,18 @@ def programs(architecture: str) -> Iterator[Program]:
                 yield attention.program(head_dim, group)
     for variant in variants(shared):
         yield variant.program(Geometry(_COLS, _COLS))
+    if architecture == "sm_90":
+        yield from tile_programs()
+
+
+def tile_programs() -> Iterator[Program]:
+    """The product for many tokens, in every build that a benchmark tries."""
+    geometry = Geometry(_COLS, _COLS)
+    for builds in VARIANTS.values():
+        yield builds[0].arrange_program(geometry)
+        for build in builds:
+            yield build.program(geometry)
+        yield from {build.combine_program(geometry) for build in builds}
 
 
 def variants(shared: int) -> list[Variant]:

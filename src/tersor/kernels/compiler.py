@@ -41,6 +41,15 @@ class Program:
     source: str
     entry: str
     constants: tuple[tuple[str, int], ...] = ()
+    hopper_only: bool = False  # uses what only sm_90a has (wgmma), which no other GPU runs
+
+    def target(self, architecture: str) -> str:
+        """What the compiler is told for a GPU of this architecture, as in "sm_90"."""
+        if not self.hopper_only:
+            return architecture
+        if architecture != "sm_90":
+            raise KernelError(f"{self.source} ({self.entry}) runs on sm_90 only, this is {architecture}")
+        return "sm_90a"
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -115,7 +124,9 @@ def compile_program(program: Program, architecture: str) -> Compiled:
     if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise KernelError(f"{program.source}: NVRTC could not start ({error})")
     try:
-        options = [o.encode() for o in (f"--gpu-architecture={architecture}", *program.options)]
+        options = [
+            o.encode() for o in (f"--gpu-architecture={program.target(architecture)}", *program.options)
+        ]
         (error,) = nvrtc.nvrtcCompileProgram(handle, len(options), options)
         log = _fetch(handle, nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog).decode(errors="replace")
         if error != nvrtc.nvrtcResult.NVRTC_SUCCESS:
@@ -158,7 +169,13 @@ def cache_folder() -> Path:
 def machine_code(program: Program, architecture: str) -> bytes:
     """The program's machine code, from the cache or compiled now."""
     digest = hashlib.sha256()
-    for part in (nvrtc_version(), architecture, program.source, program.entry, *program.options):
+    for part in (
+        nvrtc_version(),
+        program.target(architecture),
+        program.source,
+        program.entry,
+        *program.options,
+    ):
         digest.update(part.encode() + b"\0")
     for name, text in sorted(sources().items()):
         if name == program.source or name.endswith(".cuh"):

@@ -13,8 +13,9 @@ from tersor.kernels.fused.device import Matrix
 from tersor.kernels.fused.layout import EXCEPTION_BYTES, STRIP_ROWS
 from tersor.kernels.fused.variant import Variant
 from tersor.kernels.launcher import Kernel, Launch
+from tersor.kernels.tile import device as tile
 from tersor.kernels.window.layout import MACROS, RECORD_HEAD, Geometry
-from tersor.kernels.window.linear import MAX_TOKENS, variant_for
+from tersor.kernels.window.linear import FUSED_TOKENS, MAX_TOKENS, TILE_TOKENS, variant_for
 
 _ROW_THREADS = 256
 _WARPS = 8
@@ -70,13 +71,20 @@ def _places(counts: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     return torch.nn.functional.pad(units.reshape(-1).cumsum(0), (1, 0)).to(torch.int32)
 
 
+def fuses(tokens: int, device: torch.device) -> bool:
+    """Whether `linear` is the fastest way to multiply this many tokens on this device."""
+    return 0 < tokens <= FUSED_TOKENS or (tokens > 0 and tile.supported(device))
+
+
 def linear(
     x: torch.Tensor,
     matrix: Matrix[Geometry],
     bias: torch.Tensor | None = None,
     variant: Variant | None = None,
 ) -> torch.Tensor:
-    """x (tokens, cols) bfloat16: (tokens, rows), by `fused.device.linear`."""
+    """x (tokens, cols) bfloat16: (tokens, rows), by `fused.device.linear`, on Hopper by `tile` for many tokens."""
+    if variant is None and x.shape[0] > TILE_TOKENS and tile.supported(x.device):
+        return tile.tile_linear(x, matrix, bias)
     most = variant.tokens if variant else MAX_TOKENS
 
     def choose(tokens: int, multiprocessors: int, shared: int) -> Variant:

@@ -8,7 +8,8 @@ from tersor.kernels.fused.variant import Variant, evenest
 from tersor.kernels.window.layout import STAGE_BYTES, Geometry
 
 MAX_TOKENS = 32  # of one launch
-FUSED_TOKENS = 64  # beyond it the matrix is decoded for cuBLAS
+FUSED_TOKENS = 64  # beyond it the matrix is decoded for cuBLAS, except on Hopper:
+TILE_TOKENS = 16  # beyond it `kernels.tile` multiplies there, any number of tokens
 _FEW = 8  # tokens whose activations come through L1
 _SHAPES = ((8, 2), (8, 3), (20, 1))  # streaming warps and blocks per multiprocessor, the best first
 # Where small blocks take one strip each of a wide matrix, all of them walk through the columns together, and a

@@ -4,9 +4,10 @@
     window_decode(blocks, places, records, rows, cols)    -> (rows, cols)
     window_linear(x, blocks, places, records, bias, rows, cols, exact) -> (..., rows)
 
-`window_linear` on a GPU multiplies straight from the layout for up to FUSED_TOKENS tokens: the same sums in
-the same order for every batch size, near to cuBLAS's but not equal to its last bit. `exact`, more tokens and
-the CPU decode the matrix and let torch multiply, which is what the uncompressed layer does.
+`window_linear` on a GPU multiplies straight from the layout, near to cuBLAS's result but not equal to its last
+bit. For few tokens (up to TILE_TOKENS on Hopper, FUSED_TOKENS elsewhere) it makes the same sums in the same
+order for every batch size. On Hopper it takes any number of tokens; elsewhere more than FUSED_TOKENS, and
+everywhere `exact` and the CPU, decode the matrix and let torch multiply, which is what the uncompressed layer does.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import torch
 from tersor.kernels.fused.device import Matrix
 from tersor.kernels.window import device, reference
 from tersor.kernels.window.layout import Geometry
-from tersor.kernels.window.linear import FUSED_TOKENS
 
 _library = torch.library.Library("tersor", "FRAGMENT")  # type: ignore[no-untyped-call]
 _PACKED = "Tensor blocks, Tensor places, Tensor records"
@@ -79,7 +79,7 @@ def _linear_cuda(
 ) -> torch.Tensor:
     packed = Matrix(Geometry(rows, cols), blocks, places, records)
     flat = x.reshape(-1, cols)
-    if exact or not 0 < flat.shape[0] <= FUSED_TOKENS or x.dtype != torch.bfloat16:
+    if exact or not device.fuses(flat.shape[0], x.device) or x.dtype != torch.bfloat16:
         return torch.nn.functional.linear(x, device.decode(packed).to(x.dtype), bias)
     return device.linear(flat, packed, bias).view(*x.shape[:-1], rows)
 

@@ -1,0 +1,52 @@
+// Barriers in shared memory that count arrivals and the bytes of bulk copies (sm_90).
+//
+// A ring of slots has two per slot: `full`, on which those arrive who filled it, and `empty`, for those who have
+// read it. The n-th use of a slot waits for phase n of `full` to end and for phase n - 1 of `empty`; a barrier that
+// nobody arrived at yet reports the phase before its first as ended, so that the first use does not wait.
+#pragma once
+#include "ptx.cuh"
+
+constexpr u64 PATIENCE = 4'000'000'000;  // ns; a wait this long is an error in a kernel and must not hang the GPU
+
+__device__ __forceinline__ void mbarrier_init(u32 barrier, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+// Makes initialised barriers visible to bulk copies.
+__device__ __forceinline__ void mbarrier_init_done() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+__device__ __forceinline__ void mbarrier_arrive(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive_expect(u32 barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ bool mbarrier_ended(u32 barrier, u32 parity) {
+    u32 ended;
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(ended)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+    return ended;
+}
+// Wait until the phase of this parity has ended.
+__device__ __forceinline__ void mbarrier_wait(u32 barrier, u32 parity) {
+    if (mbarrier_ended(barrier, parity)) return;
+    u64 begin, now;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(begin));
+    while (!mbarrier_ended(barrier, parity)) {
+        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
+        if (now - begin > PATIENCE) __trap();
+    }
+}
+
+// `bytes` (a multiple of 16) from global to shared memory; `barrier` counts them.
+__device__ __forceinline__ void bulk_copy(u32 to, const void* from, int bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+// What this thread stored to shared memory, for bulk copies and wgmma to see.
+__device__ __forceinline__ void shared_stores_done() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

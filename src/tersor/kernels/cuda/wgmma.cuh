@@ -1,0 +1,65 @@
+// The tensor cores of sm_90a: 64 x WIDTH x 16, both operands in shared memory, sums in registers.
+//
+// An operand tile is rows of 64 bfloat16 along k (128 bytes), eight rows after one another, swizzled: the 16-byte
+// piece c of row r is at c ^ r % 8. A warp w of the four holds rows 16 w + lane / 4 (and + 8), columns 8 j + 2 (lane % 4)
+// + {0, 1}: sums 4 j + {0, 1} (and 4 j + {2, 3}).
+#pragma once
+#include "ptx.cuh"
+
+// Tokens of one instruction. 256 would have to be compiled with at least 154 registers for every warp of the kernel.
+constexpr int WIDTH = TOKENS < 128 ? TOKENS : 128, WIDTHS = TOKENS / WIDTH;
+constexpr int ROW_BYTES = 128;                 // of an operand tile
+constexpr u64 DESCRIPTOR = 1ull << 62          // 128-byte swizzle
+                         | 64ull << 32         // 8 rows are 64 x 16 bytes
+                         | 1ull << 16;         // (unused with this swizzle)
+constexpr u64 DESCRIPTOR_STEP = 2;             // 16 of k: 32 bytes
+
+// Of the tile at a shared address that is a multiple of 1024.
+__device__ __forceinline__ u64 descriptor(u32 address) { return DESCRIPTOR | (address & 0x3ffff) >> 4; }
+
+__device__ __forceinline__ void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Wait until at most N groups are still under way.
+template <int N>
+__device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+// The compiler must not read these sums before this point.
+template <int N>
+__device__ __forceinline__ void wgmma_pin(float (&d)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// d += A B. TEXT names the operands d, the last arguments are they.
+#define WGMMA(SHAPE, TEXT, A, B, ...) \
+    asm volatile("wgmma.mma_async.sync.aligned.m64" SHAPE "k16.f32.bf16.bf16 {" TEXT "}, %" A ", %" B ", 1, 1, 1, 0, 0;" \
+                 : __VA_ARGS__ : "l"(a), "l"(b))
+
+#define TEXT0 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define TEXT1 "%8, %9, %10, %11, %12, %13, %14, %15"
+#define TEXT2 "%16, %17, %18, %19, %20, %21, %22, %23"
+#define TEXT3 "%24, %25, %26, %27, %28, %29, %30, %31"
+#define TEXT4 "%32, %33, %34, %35, %36, %37, %38, %39"
+#define TEXT5 "%40, %41, %42, %43, %44, %45, %46, %47"
+#define TEXT6 "%48, %49, %50, %51, %52, %53, %54, %55"
+#define TEXT7 "%56, %57, %58, %59, %60, %61, %62, %63"
+#define SUMS8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define SUMS16(i) SUMS8(i), SUMS8(i + 8)
+#define SUMS32(i) SUMS16(i), SUMS16(i + 16)
+#define SUMS64(i) SUMS32(i), SUMS32(i + 32)
+#define TEXTS2 TEXT0 ", " TEXT1
+#define TEXTS4 TEXT0 ", " TEXT1 ", " TEXT2 ", " TEXT3
+#define TEXTS8 TEXT0 ", " TEXT1 ", " TEXT2 ", " TEXT3 ", " TEXT4 ", " TEXT5 ", " TEXT6 ", " TEXT7
+
+__device__ __forceinline__ void wgmma(float (&d)[WIDTH / 2], u64 a, u64 b) {
+#if TOKENS == 16
+    WGMMA("n16", TEXT0, "8", "9", SUMS8(0));
+#elif TOKENS == 32
+    WGMMA("n32", TEXTS2, "16", "17", SUMS16(0));
+#elif TOKENS == 64
+    WGMMA("n64", TEXTS4, "32", "33", SUMS32(0));
+#else
+    WGMMA("n128", TEXTS8, "64", "65", SUMS64(0));
+#endif
+}

@@ -1,0 +1,46 @@
+"""How a product's tiles are dealt out to blocks of threads: cuda/tile_work.cuh in Python, and the choice.
+
+A tile is 128 rows x N tokens of the result, a unit one segment (512 columns) of a tile. Units stand in the
+order (rows, tokens, columns): blocks that work at the same time use the same weights. Every block takes a
+nearly equal run of them ("stream-K"), so that the GPU is busy to the end whatever the shape is. Tiles that
+are cut cost a trip of their sums through memory and a kernel that adds them, so where whole tiles come out
+even they are left whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TILE_ROWS = 128
+_CUT_COST = 1.5  # units; what cutting adds to a block's run
+
+
+@dataclass(frozen=True)
+class Split:
+    """`units` of `segments` per tile, over `blocks`; runs begin at multiples of `chunk` units."""
+
+    segments: int
+    token_tiles: int
+    units: int
+    chunk: int
+    blocks: int
+
+    def begin(self, block: int) -> int:
+        """The first unit of a block's run; it ends where the next block's begins."""
+        return self.units // self.chunk * block // self.blocks * self.chunk
+
+    @property
+    def cuts(self) -> bool:
+        """Whether some tile is cut."""
+        return self.chunk % self.segments != 0
+
+
+def choose(rows: int, tokens: int, segments: int, tile_tokens: int, places: int) -> Split:
+    """The split over `places`, the blocks that the GPU can hold, that is done first."""
+    token_tiles = -(-tokens // tile_tokens)
+    tiles = -(-rows // TILE_ROWS) * token_tiles
+    units = tiles * segments
+    whole, even = -(-tiles // places) * segments, -(-units // places)
+    if whole <= even + _CUT_COST:
+        return Split(segments, token_tiles, units, segments, min(tiles, places))
+    return Split(segments, token_tiles, units, 1, min(units, places))

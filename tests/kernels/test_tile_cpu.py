@@ -1,0 +1,175 @@
+"""The product for many tokens without a GPU: how work is dealt out, where everything stands in shared memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tersor.format.errors import KernelError
+from tersor.kernels.compiler import compile_program
+from tersor.kernels.spqr.layout import Geometry as Spqr
+from tersor.kernels.tile.split import TILE_ROWS, Split, choose
+from tersor.kernels.tile.variant import VARIANTS, Variant, variant_for
+from tersor.kernels.window.layout import Geometry as Window
+
+BUILDS = [build for builds in VARIANTS.values() for build in builds]
+GEOMETRIES = (Window(4096, 4096), Spqr(4096, 4096, 4, 32, 2), Spqr(4096, 4096, 3, 16, 2))
+_SM_SHARED = 228 * 1024  # of an H200; a block has 1 KB less than it could
+_BLOCK_SHARED = 227 * 1024
+
+
+@pytest.mark.parametrize("rows", [1, 128, 4096, 6144, 14336])
+@pytest.mark.parametrize("tokens", [16, 17, 300, 4096])
+@pytest.mark.parametrize("segments", [1, 3, 8, 28])
+@pytest.mark.parametrize("places", [1, 132, 264])
+def test_split_gives_every_unit_to_one_block(rows: int, tokens: int, segments: int, places: int) -> None:
+    split = choose(rows, tokens, segments, 128, places)
+    assert split.units == -(-rows // TILE_ROWS) * -(-tokens // 128) * segments
+    begins = [split.begin(block) for block in range(split.blocks + 1)]
+    assert begins[0] == 0
+    assert begins[-1] == split.units
+    runs = np.diff(begins)
+    assert 1 <= split.blocks <= places
+    assert runs.min() >= 1  # nobody is launched for nothing
+    assert runs.max() - runs.min() <= split.chunk
+    assert split.cuts or all(begin % segments == 0 for begin in begins)
+
+
+@pytest.mark.parametrize(
+    "split", [Split(8, 1, 8 * 32, 1, 132), Split(28, 3, 28 * 9, 1, 132), Split(5, 2, 50, 1, 7)]
+)
+def test_every_tile_is_written_once_from_all_of_its_parts(split: Split) -> None:
+    """tile_linear's and tile_combine's bookkeeping (cuda/tile_work.cuh)."""
+    stored: dict[int, tuple[int, int]] = {}  # number of a part -> its units
+    written: dict[int, list[tuple[int, int]]] = {}  # tile -> its parts, in order
+    for block in range(split.blocks):
+        unit, end = split.begin(block), split.begin(block + 1)
+        while unit < end:
+            tile, first = divmod(unit, split.segments)
+            last = min(split.segments, first + end - unit)
+            if first == 0 and last == split.segments:
+                written[tile] = [(unit, unit + last)]
+            else:
+                number = 2 * block + (first == 0)
+                assert number not in stored
+                stored[number] = (unit, unit + last - first)
+            unit += last - first
+    for x in range(split.blocks - 1):
+        start = split.begin(x + 1)
+        tile = start // split.segments
+        begin = tile * split.segments
+        if start == begin or split.begin(x) > begin:
+            continue
+        assert tile not in written
+        parts = [stored.pop(2 * x + 1)]
+        block = x + 1
+        while block < split.blocks and split.begin(block) < begin + split.segments:
+            parts.append(stored.pop(2 * block))
+            block += 1
+        written[tile] = parts
+    assert not stored
+    assert sorted(written) == list(range(split.units // split.segments))
+    for tile, parts in written.items():
+        units = [unit for first, last in parts for unit in range(first, last)]
+        assert units == list(range(tile * split.segments, (tile + 1) * split.segments))
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=str)
+def test_builds_fit(build: Variant) -> None:
+    for geometry in GEOMETRIES:
+        shared = build.shared(geometry)
+        assert shared <= _BLOCK_SHARED
+        assert build.blocks_per_sm * (shared + 1024) <= _SM_SHARED
+    assert build.threads * build.blocks_per_sm <= 2048
+    assert build.threads % 128 == 0  # registers go to whole warpgroups
+    assert build.x_slots >= build.a_slots
+
+
+def test_the_tiles_waste_little() -> None:
+    for tokens in range(1, 5000):
+        build = variant_for(tokens)
+        padded = -(-tokens // build.tokens) * build.tokens
+        assert padded < 2 * tokens or padded == 16
+        assert tokens <= 256 or padded < 1.5 * tokens
+
+
+def test_the_product_is_for_hopper() -> None:
+    program = BUILDS[0].program(GEOMETRIES[0])
+    assert program.target("sm_90") == "sm_90a"
+    with pytest.raises(KernelError, match="sm_90 only"):
+        program.target("sm_100")
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=["fast", "spqr-4", "spqr-3"])
+@pytest.mark.parametrize("size", list(VARIANTS))
+def test_the_tensor_cores_are_kept_busy(size: int, geometry: Window | Spqr) -> None:
+    """The compiler says when it must wait after each instruction, and that is all it does about it."""
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
+    try:
+        nvrtc.nvrtcVersion()
+    except RuntimeError:
+        pytest.skip("NVRTC is not installed")
+    compiled = compile_program(VARIANTS[size][0].program(geometry), "sm_90")
+    assert compiled.resources.spills == 0
+    assert "serialized" not in compiled.log
+
+
+def swizzled(address: np.ndarray) -> np.ndarray:
+    """wgmma's 128-byte swizzle of shared addresses in a tile that begins at a multiple of 1024."""
+    swizzled: np.ndarray = address ^ (address >> 7 & 7) << 4
+    return swizzled
+
+
+def lane_column(layout: int, h: int, t: int) -> int:
+    """First column of a stage of lane t's sixteen of half h: window_stage.cuh, spqr_stage.cuh."""
+    return 64 * h + 16 * t if layout == 0 else 32 * t + 16 * h
+
+
+@pytest.mark.parametrize("layout", [0, 1])
+def test_weights_and_activations_meet_in_the_same_places(layout: int) -> None:
+    """What the lanes store, what tile_arrange stores, where exceptions go: the same column at every k."""
+    for h in range(2):
+        k = np.full(64, -1)  # k of the half -> column of the stage, by the activations
+        for piece in range(8):
+            first = lane_column(layout, h, piece // 2) + piece % 2 * 8
+            k[piece * 8 : piece * 8 + 8] = first + np.arange(8)
+        weights = np.full(2048, -1)  # byte of a strip's half -> 1000 * row + column
+        for lane in range(32):
+            g, t = divmod(lane, 4)
+            mine = lane_column(layout, h, t) + np.arange(16)
+            for j in range(2):
+                for below in range(2):
+                    at = (g * 128 + ((2 * t ^ g) << 4) ^ 16 * j) + 1024 * below
+                    assert np.all(weights[at : at + 16 : 2] == -1)
+                    weights[at : at + 16 : 2] = 1000 * (g + 8 * below) + mine[8 * j : 8 * j + 8]
+        row, place = np.divmod(np.arange(0, 2048, 2), 128)
+        seen = weights[swizzled(np.arange(0, 2048, 2))]
+        assert np.array_equal(seen, 1000 * row + k[place // 2])
+        for column in range(128):  # Patches::placed
+            sixteenth = column // 16 % 8
+            slot = sixteenth if layout == 0 else sixteenth % 2 * 4 + sixteenth // 2
+            if slot // 4 != h:
+                assert column not in k
+                continue
+            for row_ in range(16):
+                piece = slot % 4 * 2 + column // 8 % 2
+                offset = row_ * 128 | (piece ^ row_ % 8) << 4 | column % 8 * 2
+                assert weights[offset] == 1000 * row_ + column
+
+
+def test_stores_of_a_quarter_warp_meet_in_no_bank() -> None:
+    for j in range(2):
+        for first in range(0, 32, 8):
+            lanes = np.arange(first, first + 8)
+            g, t = lanes // 4, lanes % 4
+            at = (g * 128 + ((2 * t ^ g) << 4)) ^ 16 * j
+            assert len(set(at // 16 % 8)) == 8
+
+
+@pytest.mark.parametrize("tokens", [16, 256])
+def test_activations_are_swizzled_as_the_tensor_cores_read_them(tokens: int) -> None:
+    i = np.arange(tokens * 8)  # tile_arrange's threads of one half
+    piece, n = i % 8, i // 8 % tokens
+    stored = i - piece + (piece ^ n % 8)
+    assert np.array_equal(stored * 16, swizzled(n * 128 + piece * 16))
+    assert sorted(stored) == list(range(tokens * 8))

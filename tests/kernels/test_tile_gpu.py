@@ -1,0 +1,169 @@
+"""The product for many tokens on Hopper: every build against float64, and against itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.functional import linear
+
+from tersor.kernels import ops  # noqa: F401  (defines the operators)
+from tersor.kernels.fused.device import Matrix
+from tersor.kernels.tile import device as tile
+from tersor.kernels.tile.variant import VARIANTS, Variant
+from tersor.kernels.window import device as window
+from tersor.kernels.window.layout import Geometry
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not (torch.cuda.is_available() and tile.supported(torch.device("cuda"))), reason="needs sm_90"
+    ),
+]
+
+BUILDS = [build for builds in VARIANTS.values() for build in builds]
+SHAPES = [(16, 64), (128, 128), (1, 64), (33, 100), (130, 576), (250, 2048), (130, 4104), (520, 14336)]
+TOKENS = (1, 9, 16, 17, 31, 32, 33, 64, 65, 100, 128, 129, 256, 257, 512, 1000, 2048, 4096)
+
+
+def name_of(build: Variant) -> str:
+    """As a test is called."""
+    return "n{tokens}-g{groups}-d{decoders}-s{stages}-a{a_slots}-x{x_slots}".format(**vars(build))
+
+
+def gaussian(rows: int, cols: int) -> torch.Tensor:
+    return (torch.randn(rows, cols, device="cuda") * 0.02).bfloat16()
+
+
+def hostile(rows: int, cols: int) -> dict[str, torch.Tensor]:
+    """Weights with many exceptions, with none, with bases that differ from row to row."""
+    g = torch.randn(rows, cols, device="cuda")
+    spread = torch.exp2(torch.randint(-20, 20, (rows, cols), device="cuda").float())
+    of_row = torch.exp2(torch.randint(-40, 40, (rows, 1), device="cuda").float())
+    of_segment = torch.exp2(torch.randint(-10, 10, (rows, -(-cols // 512)), device="cuda").float())
+    return {
+        "heavy-tailed": (g / torch.rand(rows, cols, device="cuda").clamp_min(1e-3)).bfloat16(),
+        "row-scaled": (g * of_row).bfloat16(),
+        "segment-scaled": (g * of_segment.repeat_interleave(512, 1)[:, :cols]).bfloat16(),
+        "all-exception": (g * spread).bfloat16(),
+        "zero": torch.zeros(rows, cols, device="cuda", dtype=torch.bfloat16),
+    }
+
+
+def poisoned(x: torch.Tensor, packed: Matrix[Geometry], build: Variant | None) -> torch.Tensor:
+    """The product, in memory that held NaN: an output that is not written shows."""
+    rows, cols = packed.geometry.rows, packed.geometry.cols
+    for size in (x.shape[0] * rows, (x.shape[0] + 256) * (cols + 64)):
+        torch.full((size,), float("nan"), device="cuda", dtype=torch.bfloat16)
+    return tile.tile_linear(x, packed, None, build)
+
+
+def check(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
+    """The error is cuBLAS's, or nearly; if not, says where it is."""
+    exact = x.double() @ weight.double().T
+    scale = exact.abs().amax(0, keepdim=True).clamp_min(1e-300)
+    ours = ((y.double() - exact) / scale).abs()
+    cublas = ((linear(x, weight).double() - exact) / scale).abs()
+    bad = (~(ours <= 4 * cublas.max() + 0.02)).nonzero()
+    if len(bad):
+        tokens, rows = (sorted(set(places)) for places in bad.T.tolist())
+        pytest.fail(
+            f"{len(bad)} of {ours.numel()} wrong; rows {rows[:40]} ({len(rows)}), tokens {tokens[:40]} ({len(tokens)});"
+            f" first y {y[tuple(bad[0])].item()} for {exact[tuple(bad[0])].item()}"
+        )
+    size = (exact / scale).norm().clamp_min(1e-300)
+    assert float(ours.norm() / size) <= 1.2 * float(cublas.norm() / size) + 1e-4
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=name_of)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_build_is_as_good_as_cublas(shape: tuple[int, int], build: Variant) -> None:
+    weight = gaussian(*shape)
+    packed = window.pack(weight)
+    for tokens in (1, build.tokens - 1, build.tokens, build.tokens + 1, 3 * build.tokens - 5):
+        x = torch.randn(tokens, shape[1], device="cuda", dtype=torch.bfloat16)
+        check(poisoned(x, packed, build), x, weight)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("shape", [(250, 2048), (1040, 4104)], ids=str)
+def test_every_number_of_tokens(shape: tuple[int, int], tokens: int) -> None:
+    weight = gaussian(*shape)
+    packed = window.pack(weight)
+    x = torch.randn(tokens, shape[1], device="cuda", dtype=torch.bfloat16)
+    check(poisoned(x, packed, None), x, weight)
+
+
+@pytest.mark.parametrize("tokens", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize("shape", [(33, 100), (250, 2048), (130, 4104)], ids=str)
+def test_hostile_weights(shape: tuple[int, int], tokens: int) -> None:
+    for weight in hostile(*shape).values():
+        x = torch.randn(tokens, shape[1], device="cuda", dtype=torch.bfloat16)
+        check(poisoned(x, window.pack(weight), None), x, weight)
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=name_of)
+def test_the_result_is_the_same_every_time(build: Variant) -> None:
+    weight = gaussian(6144, 2048)
+    packed = window.pack(weight)
+    x = torch.randn(build.tokens + 7, 2048, device="cuda", dtype=torch.bfloat16)
+    first = poisoned(x, packed, build)
+    check(first, x, weight)
+    for _ in range(20):
+        assert torch.equal(poisoned(x, packed, build), first)
+
+
+@pytest.mark.parametrize("tokens", [17, 300])
+def test_operator_bias_leading_dimensions_and_strides(tokens: int) -> None:
+    weight = gaussian(96, 640)
+    packed = torch.ops.tersor.window_pack(weight)
+    bias = torch.randn(96, device="cuda", dtype=torch.bfloat16)
+    wide = torch.randn(tokens, 2000, device="cuda", dtype=torch.bfloat16)
+    for x in (
+        wide[:, 16:656],
+        wide[:, 3:643],
+        torch.randn(640, tokens, 2, device="cuda", dtype=torch.bfloat16).permute(1, 2, 0),
+        torch.randn(tokens * 640 + 1, device="cuda", dtype=torch.bfloat16)[1:].view(tokens, 640),
+        torch.randn(1, 640, device="cuda", dtype=torch.bfloat16).expand(tokens, 640),
+    ):
+        y = torch.ops.tersor.window_linear(x, *packed, bias, 96, 640, False)
+        assert y.shape == (*x.shape[:-1], 96)
+        torch.testing.assert_close(y, linear(x, weight, bias), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("tokens", [17, 64, 200])
+def test_product_can_be_captured_and_compiled(tokens: int) -> None:
+    weight = gaussian(1152, 4096)
+    packed = torch.ops.tersor.window_pack(weight)
+    x = torch.randn(tokens, 4096, device="cuda", dtype=torch.bfloat16)
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = torch.ops.tersor.window_linear(x, *packed, None, 1152, 4096, False)
+        return y
+
+    expected = product(x)
+    check(expected, x, weight)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = product(product(x)[:, :1].expand(tokens, 4096) * 0 + x)
+    y.fill_(float("nan"))
+    graph.replay()
+    assert torch.equal(y, expected)
+    compiled = torch.compile(lambda x: product(x) + 0, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), expected)
+
+
+def test_products_one_after_another() -> None:
+    """Launches overlap; each must wait for what the one before writes."""
+    weights = [gaussian(1024, 1024) for _ in range(4)]
+    packed = [window.pack(weight) for weight in weights]
+    x = torch.randn(48, 1024, device="cuda", dtype=torch.bfloat16)
+    for _ in range(10):
+        ours, plain = x, x
+        for weight, matrix in zip(weights, packed, strict=True):
+            plain = linear(ours, weight)
+            ours = tile.tile_linear(ours, matrix)
+            torch.testing.assert_close(ours, plain, rtol=3e-2, atol=3e-2)
+        chained = x
+        for matrix in packed:
+            chained = tile.tile_linear(chained, matrix)
+        assert torch.equal(chained, ours)
