@@ -34,7 +34,7 @@ def test_saved_from_the_fast_layout(tmp_path: Path) -> None:
     ids = torch.tensor([[5, 9, 300, 77]])
     before = model(input_ids=ids).logits
     layers = model.config.num_hidden_layers
-    assert lay_out(model, "fast", device_type="cpu") == 7 * layers  # the head is the embedding's
+    assert lay_out(model, "fast", device_type="cpu") == 7 * layers + 1
     assert torch.equal(model(input_ids=ids).logits, before)
     model.save_pretrained(tmp_path / "again")
     assert tersor.verify(tmp_path / "again", against=plain).ok
@@ -42,6 +42,11 @@ def test_saved_from_the_fast_layout(tmp_path: Path) -> None:
     assert first.keys() == second.keys()
     assert all((first[n].read(n) == second[n].read(n)).all() for n in first)
     assert torch.equal(model(input_ids=ids).logits, before)  # saving left the model as it was
+    model.tie_weights()
+    assert model.lm_head.weight_blocks is model.model.embed_tokens.weight_blocks
+    model.dequantize()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert torch.equal(model(input_ids=ids).logits, before)
 
 
 @pytest.mark.parametrize("exact", [False, True])

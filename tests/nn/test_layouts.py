@@ -13,6 +13,7 @@ from tersor.format.errors import UsageError
 from tersor.format.manifest import TensorEntry
 from tersor.nn import CompressedLinear, compress, lay_out, restore
 from tersor.nn.fused import Fused
+from tersor.nn.stored import Stored
 
 
 def compressed_linear(cols: int, rows: int, bias: bool = True) -> tuple[CompressedLinear, nn.Linear]:
@@ -80,6 +81,27 @@ def test_what_stays() -> None:
     model = nn.ModuleList([layer, compressed_linear(64, 16)[0]])
     model[1]._parameters["weight_tiles"] = layer._parameters["weight_tiles"]
     assert lay_out(model, "fast", device_type="cpu") == 0
+
+
+def test_a_head_that_is_the_embedding() -> None:
+    """Both change together, the embedding reads rows of the layout, and they go on sharing."""
+    head, plain = compressed_linear(72, 40, bias=False)
+    table = nn.Embedding(40, 72, dtype=torch.bfloat16)
+    parts = {name: p for name, p in head.named_parameters() if name != "bias"}
+    compress(table, "weight", head.compressed["weight"].entry, parts)  # type: ignore[attr-defined]
+    for name in parts:
+        table._parameters[name] = head._parameters[name]
+    model = nn.ModuleDict({"table": table, "head": head})
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    ids, x = torch.tensor([[3, 39, 3], [0, 17, 20]]), torch.randn(2, 72).bfloat16()
+    for layout, kind in (("fast", Fused), ("fast", Fused), ("compact", Stored)):
+        assert lay_out(model, layout, device_type="cpu") == (kind is Fused)  # type: ignore[arg-type]
+        assert all(isinstance(m.compressed["weight"], kind) for m in (table, head))  # type: ignore[union-attr]
+        assert [id(p) for p in table.parameters()] == [id(p) for p in head.parameters()]
+        assert torch.equal(bits(table(ids)), bits(plain.weight[ids])) and torch.equal(head(x), plain(x))
+    assert all(
+        torch.equal(p.view(torch.uint8), before[n].view(torch.uint8)) for n, p in model.named_parameters()
+    )
 
 
 def test_unknown_layout() -> None:

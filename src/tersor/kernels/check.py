@@ -18,6 +18,7 @@ from tersor.kernels.fused.variant import Variant
 from tersor.kernels.huffman.device import Decoding
 from tersor.kernels.huffman.device import program as huffman_program
 from tersor.kernels.tile.variant import VARIANTS
+from tersor.kernels.window import rows as window_rows
 from tersor.kernels.window.layout import MACROS, Geometry
 from tersor.kernels.window.linear import MAX_TOKENS, variant_for
 
@@ -37,6 +38,7 @@ def programs(architecture: str) -> Iterator[Program]:
     yield dfloat11.Decoding.fitting(shared).program
     for entry in ("window_rows", "window_blocks", "window_records"):
         yield Program("window_pack.cu", entry, MACROS)
+    yield window_rows.PROGRAM
     yield Program("decode.cu", "decode", MACROS)
     yield Program("combine.cu", "combine")
     if int(architecture[3:]) >= 10 * attention.CAPABILITY[0]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from tersor.format.layout import matrix_shape
+from tersor.nn.fused import Fused
 from tersor.nn.module import CompressedModule, CompressedParameter
 from tersor.nn.stored import Stored
 
@@ -23,7 +24,7 @@ class CompressedEmbedding(CompressedModule, nn.Embedding):
         """input: integers of any shape (...) -> (..., embedding_dim)."""
         table = self.compressed["weight"]
         if (
-            not isinstance(table, Stored)
+            not isinstance(table, Stored | Fused)
             or self.max_norm is not None
             or matrix_shape(table.shape) != table.shape
         ):

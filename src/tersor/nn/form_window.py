@@ -17,7 +17,8 @@ from torch import Tensor
 from tersor.format.constants import TILE_ROWS
 from tersor.format.layout import BOOK, OFFSETS, TILES
 from tersor.format.manifest import TensorEntry
-from tersor.kernels.window import ops  # noqa: F401  (defines the operators)
+from tersor.kernels.window import ops as ops  # they define the operators
+from tersor.kernels.window import rows as row_ops  # noqa: F401
 from tersor.nn.forms import Arrays, Form, cut_strips, pile_places
 
 
@@ -47,6 +48,11 @@ class WindowForm:
         """x (..., cols) -> (..., rows)."""
         y: Tensor = torch.ops.tersor.window_linear(x, *arrays, bias, self.rows, self.cols, exact)
         return y
+
+    def gather(self, arrays: Arrays, rows: Tensor) -> Tensor:
+        """Rows of the matrix: (n, cols) for int64 `rows` (n,)."""
+        made: Tensor = torch.ops.tersor.window_decode_rows(*arrays, rows, self.rows, self.cols)
+        return made
 
     def cut(self, arrays: Arrays, first: int, rows: int) -> tuple[Form, Arrays]:
         """Views of the strips' blocks and places; these say where in all the records theirs are."""

@@ -36,6 +36,11 @@ def can_hold(source: object) -> bool:
     return lossless or spqr.can_hold(source.entry)
 
 
+def can_share(source: object) -> bool:
+    """Whether it can be, and rows of it be read as those of an embedding."""
+    return isinstance(source, Stored) and source.entry.codec == CODEC_HUFFMAN and can_hold(source)
+
+
 def fused_bytes(entry: TensorEntry) -> float:
     """About how many bytes such a weight takes when it is held so."""
     geometry = spqr.held(entry)
@@ -121,6 +126,12 @@ class Fused:
     def select(self, module: nn.Module, index: int) -> Tensor:
         """`weight[index]`."""
         return self.decode(module)[index]
+
+    def rows(self, module: nn.Module, rows: Tensor) -> Tensor:
+        """Rows of the weight: [n, cols] for int64 `rows` [n]."""
+        if isinstance(self.form, WindowForm):
+            return self.form.gather(self.arrays(module), rows).to(self.dtype)
+        return self.decode(module)[rows]
 
     def restore(self, module: nn.Module) -> Tensor:
         """The whole weight, after removing the layout's arrays from `module`."""

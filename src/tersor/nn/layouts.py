@@ -8,7 +8,7 @@ So it is for lossless weights. Quantised ones take 4.4 bits for 4 in groups of 3
 0.5 % of outliers) in `fast`, as much as stored, and are dequantised for each product in `compact`.
 
 `auto` takes `fast` where it fits the GPU's free memory. Only linear layers change: an embedding
-decodes its few rows from the compact form well enough, and a head tied to it shares that form.
+decodes its few rows from the compact form well enough, unless it is the head's weight too.
 In `fast`, layers that are given the same input become one matrix (`tersor.nn.joint`).
 """
 
@@ -22,10 +22,11 @@ import torch
 from torch import nn
 
 from tersor.format.errors import UsageError
-from tersor.nn import siblings
-from tersor.nn.fused import Fused, can_hold, fused_bytes
+from tersor.nn import sharing, siblings
+from tersor.nn.fused import Fused, can_hold, can_share, fused_bytes
 from tersor.nn.joint import close_scopes
 from tersor.nn.linear import CompressedLinear
+from tersor.nn.module import CompressedModule
 from tersor.nn.stored import Stored
 
 Layout = Literal["auto", "compact", "fast"]
@@ -43,20 +44,24 @@ def lay_out(
     """Bring the linear layers of `model` that are on a GPU into `layout`; returns how many are `fast` now.
 
     One layer at a time: beside the model, memory for one decoded matrix is needed. Layers on
-    other devices (a CPU gains nothing), offloaded or shared with an embedding stay as they are. May be called
-    again with another layout. Raises UsageError for an unknown layout.
+    other devices (a CPU gains nothing) or offloaded stay as they are. May be called again with
+    another layout. Raises UsageError for an unknown layout.
     """
     if layout not in ("auto", "compact", "fast"):
         raise UsageError(f"layout {layout!r} is not one of auto, compact, fast")
     candidates = list(_candidates(model, device_type))
     if layout == "auto":
-        layout = "fast" if _fits(candidates) else "compact"
+        layout = "fast" if _fits([module for _, module, _ in candidates]) else "compact"
     fast: set[nn.Module] = set()
-    found = siblings.groups(model, {module for _, module in candidates})
+    found = siblings.groups(model, {module for _, module, _ in candidates})
     units = siblings.common_units(found)
-    for name, module in candidates:
+    for name, module, others in candidates:
         source = module.compressed["weight"]
-        if layout == "fast" and isinstance(source, Stored) and can_hold(source):
+        if (
+            layout == "fast"
+            and isinstance(source, Stored)
+            and (can_share(source) if others else can_hold(source))
+        ):
             module.compressed["weight"] = Fused.of(module, source, exact, units.get(module))
         elif layout == "fast" and isinstance(source, Fused):
             module.compressed["weight"] = replace(source, exact=exact)
@@ -65,7 +70,11 @@ def lay_out(
             source.detach(module)
             stored.attach(module, parts)
             module.compressed["weight"] = stored
-        if isinstance(module.compressed["weight"], Fused):
+        made = module.compressed["weight"]
+        assert isinstance(made, Fused | Stored)
+        if made is not source:
+            sharing.change(model, module, others, made)
+        if isinstance(made, Fused):
             fast.add(module)
         on_layer(name)
     siblings.join_groups(found)
@@ -73,33 +82,29 @@ def lay_out(
     return len(fast)
 
 
-def _candidates(model: nn.Module, device_type: str) -> Iterator[tuple[str, CompressedLinear]]:
-    """Linear layers on such a device whose weight is theirs alone."""
-    users: dict[int, int] = {}
-    for module in model.modules():
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                users[id(parameter)] = users.get(id(parameter), 0) + 1
+def _candidates(
+    model: nn.Module, device_type: str
+) -> Iterator[tuple[str, CompressedLinear, list[CompressedModule]]]:
+    """Linear layers on such a device, and who shares their weights; a shared one is named once."""
+    having = sharing.users(model)
+    seen: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if not isinstance(module, CompressedLinear) or hasattr(module, "_hf_hook"):
+        if not isinstance(module, CompressedLinear) or hasattr(module, "_hf_hook") or module in seen:
             continue
-        source = module.compressed["weight"]
-        own = all(
-            users[id(p)] == 1 for key, p in module._parameters.items() if key != "bias" and p is not None
-        )
-        if own and source.device(module).type == device_type:
-            yield name, module
+        others = sharing.partners(module, having)
+        if others is not None and module.compressed["weight"].device(module).type == device_type:
+            seen.update(others)
+            yield name, module, others
 
 
-def _fits(candidates: list[tuple[str, CompressedLinear]]) -> bool:
+def _fits(candidates: list[CompressedLinear]) -> bool:
     """Whether the layers' growth, and one decoded matrix, fit the free memory of their GPUs."""
     growth: dict[torch.device, float] = {}
-    for _, module in candidates:
+    for module in candidates:
         source = module.compressed["weight"]
         if not isinstance(source, Stored) or not can_hold(source):
             continue
-        held = sum(p.nbytes for key, p in module._parameters.items() if key != "bias" and p is not None)
+        held = sum(p.nbytes for p in source.parts(module).values())
         device = source.device(module)
-        more = fused_bytes(source.entry) - held
-        growth[device] = growth.get(device, 0.0) + more
+        growth[device] = growth.get(device, 0.0) + fused_bytes(source.entry) - held
     return all(more + _SPARE_BYTES < torch.cuda.mem_get_info(device)[0] for device, more in growth.items())

@@ -80,6 +80,11 @@ class Stored:
         """The original shape."""
         return self.entry.shape
 
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The names, in the module's state, of what holds the weight."""
+        return part_names(self.name, self.entry)
+
     def cast(self, dtype: torch.dtype) -> Stored:
         """The same stored form, decoded to `dtype`."""
         return replace(self, dtype=dtype)

@@ -9,8 +9,8 @@ import torch
 
 from tersor.format.errors import UsageError
 from tersor.nn import CompressedModule, Stored, restore
+from tersor.nn.fused import Fused
 from tersor.nn.joint import close_scopes
-from tersor.nn.stored import part_names
 
 
 def restore_model(model: Any, converters: Sequence[Any], dtype: torch.dtype | None) -> Any:
@@ -23,10 +23,10 @@ def restore_model(model: Any, converters: Sequence[Any], dtype: torch.dtype | No
             f"offloading to dequantize it, or `tersor decompress` the checkpoint"
         )
     part_of = {
-        f"{path}.{part_names(source.name, source.entry)[0]}".lstrip("."): f"{path}.{source.name}".lstrip(".")
+        f"{path}.{source.held[0]}".lstrip("."): f"{path}.{source.name}".lstrip(".")
         for path, module in compressed
         for source in module.compressed.values()
-        if isinstance(source, Stored)
+        if isinstance(source, Stored | Fused)
     }
     pairs = {}
     for target, source in model.all_tied_weights_keys.items():

@@ -22,7 +22,6 @@ from tersor.integrations.transformers.renaming import with_parts
 from tersor.kernels.ops import SAFETENSORS_DTYPES
 from tersor.nn import CompressedModule, Stored
 from tersor.nn.fused import Fused
-from tersor.nn.stored import part_names
 
 _SPELLINGS = {
     **SAFETENSORS_DTYPES,
@@ -50,13 +49,12 @@ def state_dict_and_metadata(model: Any) -> tuple[dict[str, torch.Tensor], dict[s
     for path, module in model.named_modules():
         for source in module.compressed.values() if isinstance(module, CompressedModule) else ():
             prefix = f"{path}." if path else ""
+            if not isinstance(source, Stored | Fused) or prefix + source.held[0] not in state:
+                continue  # a stack of what is stored elsewhere; tied to one that is there
             if isinstance(source, Fused):
                 source = _at_rest(source, module, prefix, state)
-            if isinstance(source, Stored):
-                names = part_names(source.name, source.entry)
-                if prefix + names[0] in state:  # and not tied to one that is
-                    stored[prefix + source.name] = source.entry
-                    parts |= {prefix + name for name in names}
+            stored[prefix + source.name] = source.entry
+            parts |= {prefix + name for name in source.held}
     # storage of its own for each: Transformers takes tensors at one address for tied ones
     guards = {name: torch.empty(1, dtype=torch.uint8)[:0] for name in stored}
     entries = {on_disk: stored[name] for on_disk, name in _names_on_disk(model, guards).items()}
