@@ -30,6 +30,7 @@ class Ran:
 
 
 Command = Callable[..., Ran]
+TEXT = "The river rises in the mountains and flows to the sea . It is long and wide .\n"
 
 
 @pytest.fixture
@@ -64,3 +65,12 @@ def compressed(plain: Path, tmp_path: Path) -> Path:
     from tersor.pipeline.compress import compress
 
     return compress(plain, tmp_path / "compressed").path
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> tuple[Path, Path]:
+    """Text to calibrate on, and held-out text."""
+    calib, held_out = tmp_path / "calib.txt", tmp_path / "heldout.txt"
+    calib.write_text(TEXT * 30)
+    held_out.write_text(TEXT[::-1] * 6)
+    return calib, held_out

@@ -13,7 +13,6 @@ from tersor.cli.commands.near_lossless import Options, request
 from tersor.format.errors import UsageError
 
 Command = Any
-TEXT = "The river rises in the mountains and flows to the sea . It is long and wide .\n"
 
 
 def options(**given: Any) -> Options:
@@ -81,14 +80,6 @@ def test_amounts() -> None:
             parse("minus", "--option")
 
 
-@pytest.fixture
-def texts(tmp_path: Path) -> tuple[Path, Path]:
-    calib, held_out = tmp_path / "calib.txt", tmp_path / "heldout.txt"
-    calib.write_text(TEXT * 30)
-    held_out.write_text(TEXT[::-1] * 6)
-    return calib, held_out
-
-
 def test_the_whole_story(tersor: Command, demo_model: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
     """Compress, verify, inspect and decompress the demo model, by commands alone."""
     pytest.importorskip("transformers")
@@ -99,6 +90,9 @@ def test_the_whole_story(tersor: Command, demo_model: Path, texts: tuple[Path, P
     assert re.search(r"goal +rtn 3 bits, groups of 32", ran.out)
     assert re.search(r"28 of 38 tensors, the rest without loss", ran.out)
     assert re.search(r"4\.000 bits = 3\.000 codes \+ 1\.000 statistics \+ 0\.000 outliers", ran.out)
+    assert re.search(
+        r"layers +output errors -\d+\.\d dB to -\d+\.\d dB, the largest in model\.layers\.", ran.out
+    )
     assert re.search(r"measured +on \d+ held-out tokens: KL \d\.\d+ ± 0\.\d+ nats", ran.out)
     assert len(re.findall(r"output error -\d+\.\d dB", ran.err)) == 28
     assert "28 of 28" in ran.err
@@ -126,6 +120,10 @@ def test_a_result_as_json(
     assert ran.json["bits"]["per_weight"] < 5
     assert ran.json["quantized_tensors"] == 28
     assert ran.json["held_out"] is None
+    layers = {layer["name"]: layer for layer in ran.json["layers"]}
+    assert len(layers) == 28
+    assert layers["model.layers.3.mlp.down_proj.weight"]["shape"] == [128, 384]
+    assert all(0 < layer["error"] < 0.05 and layer["outliers"] == 0 for layer in layers.values())
     assert not ran.err
     again = tersor("compress", demo_model, tmp_path / "out", "--bits", 4, *text, "--json")
     assert again.status == 2

@@ -20,6 +20,7 @@ from tersor.cli.commands import (
     inspect,
     plan,
     run_model,
+    sensitivity,
     verify,
 )
 from tersor.cli.render import print_error
@@ -77,6 +78,7 @@ for _name, _module in (
     ("plan", plan),
     ("run", run_model),
     ("eval", evaluate),
+    ("sensitivity", sensitivity),
     ("bench", bench),
     ("doctor", doctor),
     ("demo", demo),

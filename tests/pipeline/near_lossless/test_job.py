@@ -183,6 +183,7 @@ def test_every_matrix_is_told_of_as_it_is_done(
     assert len(layers) == 14
     assert all(layer.error is not None and 0 < layer.error < 0.1 for layer in layers)
     assert [step.done for step in steps if step.layer] == list(range(1, 15))
+    assert [(layer.name, layer.error) for layer in result.layers] == [(x.name, x.error) for x in layers]
     assert result.held_out is not None
     assert -1e-6 < result.held_out.kl < 0.1  # random weights: all tokens alike, up to rounding
     assert result.held_out.perplexity_loss == pytest.approx(

@@ -123,7 +123,7 @@ def show_step(step: Step) -> None:
         if step.done == step.total or step.done % tenth == 0:
             err.print(f"[dim]{step.stage}: {step.done} of {step.total}[/]")
         return
-    loss = "taken over" if layer.error is None else f"output error {_decibel(layer.error)}"
+    loss = "taken over" if layer.error is None else f"output error {decibel(layer.error)}"
     outliers = f", {100 * layer.outliers:.2f} % outliers" if layer.outliers else ""
     err.print(
         f"[dim]{step.stage}, {step.done} of {step.total}:[/] {name(layer.name)} "
@@ -131,7 +131,8 @@ def show_step(step: Step) -> None:
     )
 
 
-def _decibel(ratio: float) -> str:
+def decibel(ratio: float) -> str:
+    """An error over its signal, both squared, for people."""
     return f"{10 * math.log10(max(ratio, 1e-30)):.1f} dB"
 
 
@@ -151,6 +152,13 @@ def show_result(result: NearLosslessResult) -> None:
     elif result.bits.weights:
         out.print(f"quantised    {result.quantized_tensors} of {c.tensors} tensors, the rest without loss")
         out.print(f"             {result.bits.weights:,} weights at {split(result.bits)}")
+    errors = {layer.name: layer.error for layer in result.layers if layer.error is not None}
+    if errors:
+        worst = max(errors, key=lambda name: errors[name])
+        out.print(
+            f"layers       output errors {decibel(min(errors.values()))} to {decibel(errors[worst])}, the "
+            f"largest in {name(worst)} (all with --json)"
+        )
     if result.held_out is not None:
         _show_held_out(result.held_out)
     if len(result.tried) > 1:

@@ -64,12 +64,28 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class LayerLoss:
+    """What quantising did to one matrix.
+
+    error: squared error of its output over the output's own square, on the calibration text; None when the
+    matrix was taken over from a run that was cut short.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    bits_per_weight: float
+    outliers: float
+    error: float | None
+
+
+@dataclass(frozen=True)
 class Attempt:
     """One assignment, carried out."""
 
     folder: Path
     bits: int  # of all its matrices
     weights: int
+    layers: tuple[LayerLoss, ...]
     held_out: HeldOut | None
 
     def store(self) -> Store:
@@ -121,6 +137,7 @@ class Attempts:
         found = {
             "bits": sum(report.bits.total for report in reports),
             "weights": sum(report.bits.weights for report in reports),
+            "layers": [(r.name, r.shape, r.bits.per_weight, r.outliers, r.error) for r in reports],
             "held_out": asdict(self._measure(model)) if self.windows else None,
         }
         scratch = folder / "done.part"
@@ -137,7 +154,8 @@ class Attempts:
     def _read(self, folder: Path) -> Attempt:
         found = json.loads((folder / "done.json").read_text())
         held_out = HeldOut(**found["held_out"]) if found["held_out"] else None
-        return Attempt(folder, found["bits"], found["weights"], held_out)
+        layers = tuple(LayerLoss(name, (shape[0], shape[1]), *rest) for name, shape, *rest in found["layers"])
+        return Attempt(folder, found["bits"], found["weights"], layers, held_out)
 
     def _measure(self, model: Any) -> HeldOut:
         import math

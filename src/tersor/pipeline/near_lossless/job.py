@@ -27,7 +27,7 @@ from tersor.format.layout import wants_compression
 from tersor.format.validate import is_compressed
 from tersor.pipeline.compress import CompressResult
 from tersor.pipeline.device import resolve_device
-from tersor.pipeline.near_lossless.attempts import Attempts, HeldOut, OnStep
+from tersor.pipeline.near_lossless.attempts import Attempts, HeldOut, LayerLoss, OnStep
 from tersor.pipeline.near_lossless.goal import Calibration, Goal
 from tersor.pipeline.near_lossless.opened import Opened, Place, load_tokenizer, open_model, sequence_length
 from tersor.pipeline.near_lossless.search import Search, Tried
@@ -51,7 +51,8 @@ class NearLosslessResult:
     """What a job made, and what is known of its loss.
 
     bits: of the quantised tensors, by what they hold; held_out: measured on held-out text, None without
-    one; reached: whether a goal other than lossless storage was found for a bound on the loss.
+    one; reached: whether a goal other than lossless storage was found for a bound on the loss; layers: what
+    it did to each matrix.
     """
 
     compressed: CompressResult
@@ -61,6 +62,7 @@ class NearLosslessResult:
     held_out: HeldOut | None
     reached: bool
     tried: tuple[Tried, ...]
+    layers: tuple[LayerLoss, ...]
 
 
 def compress_near_lossless(
@@ -118,6 +120,7 @@ def compress_near_lossless(
         _held_out(report["held_out"]),
         report["folder"] is not None,
         tuple(Tried(t["bits_per_weight"], _held_out(t["held_out"])) for t in report["tried"]),
+        tuple(LayerLoss(**{**layer, "shape": tuple(layer["shape"])}) for layer in report["layers"]),
     )
 
 
@@ -214,6 +217,7 @@ def _search(
         "goal": str(goal),
         "folder": found.attempt.folder.name if found.attempt else None,
         "held_out": asdict(found.attempt.held_out) if found.attempt and found.attempt.held_out else None,
+        "layers": [asdict(layer) for layer in found.attempt.layers] if found.attempt else [],
         "tried": [asdict(tried) for tried in found.tried],
         "places": places,
     }
