@@ -9,7 +9,7 @@ constexpr int WARPS = 4;
 constexpr int LANE_COLS = 16;
 
 extern "C" __global__ void __launch_bounds__(WARPS* WARP)
-window_rows(const u8* __restrict__ blocks, const int* __restrict__ places, const u8* __restrict__ records,
+window_decode_rows(const u8* __restrict__ blocks, const int* __restrict__ places, const u8* __restrict__ records,
             const long long* __restrict__ wanted,  // [gridDim.x]
             u16* __restrict__ out,                 // [gridDim.x][cols]
             int rows, int cols, int row_blocks, int segments) {

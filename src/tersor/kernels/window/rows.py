@@ -19,7 +19,7 @@ from tersor.kernels.launcher import Kernel, Launch
 from tersor.kernels.window import reference
 from tersor.kernels.window.layout import BLOCK_BYTES, MACROS, Geometry
 
-PROGRAM = Program("window_rows.cu", "window_rows", MACROS)
+PROGRAM = Program("window_rows.cu", "window_decode_rows", MACROS)
 _WARPS = 4
 
 _library = torch.library.Library("tersor", "FRAGMENT")  # type: ignore[no-untyped-call]
