@@ -3,8 +3,8 @@
 // A *block* of the stream, 4096 bytes and some 12,000 weights, is the work of a group of four warps; three or four
 // groups share a multiprocessor and its table and go through the blocks. A lane takes 32 bytes, four of the format's
 // windows, and so needs one gap of four. The paper counts, adds up and decodes again; here a lane decodes *once*, to a
-// row of its own in shared memory; the sum over the lanes says where the row belongs, and it is copied there, shifted by
-// bytes. Then the symbols lie as the weights do and meet their signs and mantissas, asked for before decoding began:
+// row of its own in shared memory; the sum over the lanes says where the row belongs, and it is copied there, shifted
+// by bytes. Then the symbols lie as the weights do and meet their signs and mantissas, asked for before decoding began:
 // loads of 8 and stores of 16 bytes per lane, whole lines.
 //
 // What does not fit the rows (under 1.6 bits per symbol in a lane, under 2 in a block), or lies, is decoded a second
@@ -46,7 +46,8 @@ __device__ uint2 walk(const Luts& luts, u32 bits) {
     return make_uint2(entry, min(max((u32)luts.lengths[entry], 1u), 32u));
 }
 
-__device__ __forceinline__ void build_table(uint2* table, u16* single, Luts& luts, const u8* __restrict__ from, int lut_rows) {
+__device__ __forceinline__ void build_table(uint2* table, Expansion& of, Luts& luts, const u8* __restrict__ from,
+                                            int lut_rows) {
     for (int i = threadIdx.x; i < LUT_ROWS * 256; i += blockDim.x)
         luts.rows[0][i] = i < (lut_rows - 1) * 256 ? from[i] : 0;
     if (threadIdx.x < 256) luts.lengths[threadIdx.x] = from[(lut_rows - 1) * 256 + threadIdx.x];
@@ -54,13 +55,13 @@ __device__ __forceinline__ void build_table(uint2* table, u16* single, Luts& lut
 #pragma unroll 4
     for (int i = threadIdx.x; i < TABLE; i += blockDim.x) {
         const u32 ahead = __brev(i);
-        u32 entry = luts.rows[0][ahead >> 24];
-        if (entry >= POINTER) entry = luts.rows[256 - entry][ahead >> 16 & 0xff];
+        const u32 begun = luts.rows[0][ahead >> 24], row = begun >= POINTER ? 256 - begun : 0;
+        const u32 next = luts.rows[row][ahead >> 16 & 0xff], entry = row ? next : begun;
         const u32 length = luts.lengths[entry];
-        single[i] = entry < POINTER && length <= MAX_CODE_BITS ? entry | length << 8 : 0;
+        of.single[i] = entry < POINTER && length <= MAX_CODE_BITS ? entry | length << 8 : 0;
     }
     __syncthreads();
-    expand_table(table, single);
+    expand_table(table, of);
     __syncthreads();
 }
 
@@ -116,8 +117,8 @@ struct Share {
     u32 begin, end;  // the block's weights
     int left;        // bytes of the stream from this lane's chunk on; none: the chunk lies behind it
 
-    __device__ __forceinline__ void fetch(const u8* encoded, const u8* gaps, const u32* positions, int number, int blocks,
-                                          int thread, int bytes, int weights, int position_count) {
+    __device__ __forceinline__ void fetch(const u8* encoded, const u8* gaps, const u32* positions, int number,
+                                          int blocks, int thread, int bytes, int weights, int position_count) {
         if (number >= blocks) return;
         const u64 at = (u64)number * BLOCK_BYTES + thread * CHUNK_BYTES;
         const u8* from = encoded + at;
@@ -165,7 +166,7 @@ dfloat11_decode(const u8* __restrict__ luts_from, const u8* __restrict__ encoded
     previous_done();
     Share share;
     share.fetch(encoded, gaps, positions, number, blocks, thread, bytes, weights, position_count);
-    build_table(table_entries, (u16*)groups, luts, luts_from, lut_rows);
+    build_table(table_entries, *(Expansion*)groups, luts, luts_from, lut_rows);
 
     for (; number < blocks; number += step) {
         const u32 begin = share.begin, end = share.end;

@@ -6,7 +6,7 @@ constexpr int STREAMS_PER_ROW = TILE_COLS / STREAM;
 constexpr int ROW_WORDS = STREAM / 4 + 3;  // 32-bit words of a stream in shared memory: 2 for noise, odd for the banks
 
 struct TableScratch {
-    u16 single[TABLE];                 // symbol | length << 8 of the first code
+    Expansion of;
     u32 sorted[SYMBOLS];               // the used symbols in order of (length, symbol): with length << 8 | code << 16
     int counts[SYMBOLS / WARP][WARP];  // per warp of symbols and length
     int first[WARP], begin[WARP];      // per length: its first code, and that one's place in `sorted`
@@ -19,7 +19,7 @@ __device__ __forceinline__ void build_table(uint2* table, TableScratch& s, const
     const int thread = threadIdx.x, lane = thread % WARP, warp = thread / WARP;
     int length = thread < SYMBOLS ? book[thread] : 0;
     if (length > MAX_CODE_BITS) length = 0;
-    for (int i = thread; i < TABLE / 2; i += blockDim.x) ((u32*)s.single)[i] = 0x01000100;
+    for (int i = thread; i < TABLE / 2; i += blockDim.x) ((u32*)s.of.single)[i] = 0x01000100;
     if (thread < SYMBOLS) s.counts[warp][lane] = 0;
     __syncwarp();
     int rank = 0;
@@ -48,10 +48,10 @@ __device__ __forceinline__ void build_table(uint2* table, TableScratch& s, const
     __syncthreads();
     for (int i = warp; i < s.used; i += blockDim.x / WARP) {  // a warp per symbol: all that begins with its code
         const u32 one = s.sorted[i], length = one >> 8 & 0xff;
-        for (int rest = lane; rest < TABLE >> length; rest += WARP) s.single[one >> 16 | rest << length] = one;
+        for (int rest = lane; rest < TABLE >> length; rest += WARP) s.of.single[one >> 16 | rest << length] = one;
     }
     __syncthreads();
-    expand_table(table, s.single);
+    expand_table(table, s.of);
     __syncthreads();
 }
 

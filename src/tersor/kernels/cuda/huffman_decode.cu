@@ -81,7 +81,8 @@ __device__ __forceinline__ void decode_tiles(const Matrix& m, int first, int str
     bool fetched = fetch_streams(slot_at, tiles, extent, Tile(number, m.rows, m.cols).lengths, lane);
     copy_async_commit();
     Raw raw;
-    if (number < stop && is_whole(Tile(number, m.rows, m.cols), m.cols)) raw.fetch(tiles + (u64)extent.begin * ALIGN, lane);
+    if (number < stop && is_whole(Tile(number, m.rows, m.cols), m.cols))
+        raw.fetch(tiles + (u64)extent.begin * ALIGN, lane);
     const u32* last = (const u32*)(tiles + (u64)offsets[m.count] * ALIGN + ALIGN) - 1;
     build_table(table, scratch, m.book);
     for (; number < stop; number += stride) {

@@ -14,8 +14,8 @@ __device__ __forceinline__ uint4 join_eight_bf16(u32 low, u32 high, uint2 raw) {
 }
 // float16: the upper byte is the symbol, the lower one is raw.
 __device__ __forceinline__ uint4 join_eight_f16(u32 low, u32 high, uint2 raw) {
-    return make_uint4(__byte_perm(raw.x, low, 0x5140), __byte_perm(raw.x, low, 0x7362), __byte_perm(raw.y, high, 0x5140),
-                      __byte_perm(raw.y, high, 0x7362));
+    return make_uint4(__byte_perm(raw.x, low, 0x5140), __byte_perm(raw.x, low, 0x7362),
+                      __byte_perm(raw.y, high, 0x5140), __byte_perm(raw.y, high, 0x7362));
 }
 __device__ __forceinline__ u16 join_bf16(u32 exponent, u32 raw) {
     return (raw & 0x80) << 8 | exponent << 7 | raw & 0x7f;

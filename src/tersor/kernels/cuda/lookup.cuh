@@ -7,8 +7,8 @@
 //   y   bits 0..7: bits that they take, 1 to 12; bits 8..15: 8 * how many they are;
 //       bits 16..27: at which bit the second, third and fourth begin, four bits each, 15 where there is none
 //
-// and y = 0 where the first code has more than 12 bits. Integer instructions are what limits decoding, so shift counts
-// are used as they stand (shifts look at five bits only) and a word of symbols is stored after every look-up, full or not.
+// and y = 0 where the first code has more than 12 bits. Integer instructions count, so shift counts are used as they
+// stand (shifts look at five bits only) and a word of symbols is stored after every look-up, full or not.
 #pragma once
 #include "ptx.cuh"
 
@@ -24,24 +24,33 @@ __device__ __forceinline__ int running_sum(int v, int lane) {
     return v;
 }
 
-// Fill `table` from `single`: per index its first code as symbol | length << 8, length 0 if it is longer than the index.
-__device__ __forceinline__ void expand_table(uint2* table, const u16* single) {
+struct Expansion {
+    u16 single[TABLE];  // per index its first code: symbol | length << 8, length 0 if it is longer than the index
+    // Its first two: symbols | length of both << 16 | of the first << 20 | begin of the second << 24 | how many << 28.
+    // Lengths are 15 if there is none, the begin is 15 if there is no second.
+    u32 pairs[TABLE];
+};
+
+// Fill `table` from `single`: first pairs, then pairs of pairs.
+__device__ __forceinline__ void expand_table(uint2* table, Expansion& e) {
 #pragma unroll 4
     for (int i = threadIdx.x; i < TABLE; i += blockDim.x) {
-        u32 symbols = 0, begins = 0xfff;
-        int count = 0, bits = 0;
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            const u32 one = single[i >> bits];
-            const int n = one >> 8;
-            if (count == k && n && bits + n <= MAX_CODE_BITS) {
-                symbols |= (one & 0xff) << (8 * k);
-                if (k) begins ^= (15 ^ bits) << (4 * (k - 1));
-                count++;
-                bits += n;
-            }
-        }
-        table[i] = make_uint2(symbols, count ? bits | count << 11 | begins << 16 : 0);
+        const u32 one = e.single[i], first = one >> 8, next = e.single[i >> first], both = first + (next >> 8);
+        const bool second = next >> 8 && both <= MAX_CODE_BITS;
+        const u32 alone = first << 16 | 15 << 24 | 1 << 28;
+        const u32 pair = second ? next << 8 & 0xff00 | both << 16 | first << 24 | 2 << 28 : alone;
+        e.pairs[i] = first ? one & 0xff | first << 20 | pair : 0x0fff0000;
+    }
+    __syncthreads();
+#pragma unroll 4
+    for (int i = threadIdx.x; i < TABLE; i += blockDim.x) {
+        const u32 a = e.pairs[i], bits = a >> 16 & 15, b = e.pairs[i >> bits];
+        const u32 to_third = bits + (b >> 20 & 15), to_fourth = bits + (b >> 16 & 15);
+        const bool third = to_third <= MAX_CODE_BITS, fourth = to_fourth <= MAX_CODE_BITS && b >> 29;
+        const u32 symbols = __byte_perm(a, b, 0x5410) & (fourth ? ~0u : third ? 0xffffff : 0xffff);
+        const u32 all = fourth ? to_fourth : third ? to_third : bits, count = (a >> 28) + third + fourth;
+        const u32 begins = a >> 24 & 15 | (third ? bits : 15) << 4 | (fourth ? to_third : 15) << 8;
+        table[i] = make_uint2(symbols, a >> 28 ? all | count << 11 | begins << 16 : 0);
     }
 }
 __device__ __forceinline__ u32 bits_of(u32 y) { return y & 0xff; }
@@ -113,7 +122,7 @@ struct Bits {
     }
 };
 
-// A lane's symbols in shared memory. Up to 7 bytes of noise follow them; if LAST, what lies behind word LAST goes there.
+// A lane's symbols in shared memory. Up to 7 bytes of noise follow them; if LAST, what lies behind word LAST goes to it.
 template <int LAST = 0>
 struct Row {
     u32 out;          // address
