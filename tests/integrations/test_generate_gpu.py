@@ -17,7 +17,10 @@ from tersor.nn.fused import Fused  # noqa: E402
 from tersor.nn.linear import CompressedLinear  # noqa: E402
 from tersor.pipeline.decode_loop import DecodeLoop  # noqa: E402
 
-pytestmark = pytest.mark.gpu
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning"),  # only loading options change
+]
 
 PROMPT = "The river rises in the mountains of"
 
