@@ -1,16 +1,16 @@
-"""A whole model of Llama-3.1-8B's shape on one GPU: tokens per second, memory, and the same tokens.
+"""A whole model of random weights on one GPU: tokens per second, memory, and the same tokens.
 
-    python bench/whole_model.py [--layers 32] [--tokens 256] [--context 2048] [--fuse] [--out FILE.json]
+    python bench/whole_model.py [--layers 32] [--tokens 256] [--context 2048] [--no-fuse] [--out FILE.json]
+    python bench/whole_model.py --shape llama-30b      # 4 bits within 24 GB; no plain model to compare with
 
-Random weights (sigma 0.02): they serve for speed and memory. One model is measured in one process,
-by the same decode loop (static cache, one CUDA graph per token, batch 1), as plain bfloat16 and
-compressed: `compact` and `fast`, exact and fused. With `--fuse` torch also compiles the step, for
-the plain model and the fused one. Compressing is timed from pinned host memory, tensor by tensor,
-the copy to the GPU included.
+One model is measured in one process, by the same decode loop (static cache, one CUDA graph per token, batch 1):
+plain bfloat16; compressed, `compact` and `fast`, exact and fused; quantised to 4 bits in groups of 32 with 0.5 % of
+outliers, embedding lossless, head quantised. "Compiled step": torch compiles the step first, for the plain model as
+for ours. Compressing is timed from pinned host memory, tensor by tensor, the copy to the GPU included.
 
-The exact layouts must give the plain model's logits and greedy tokens bit for bit. That is compared
-with eager attention and without a graph, because with PyTorch's fused attention not even the plain
-model repeats its own tokens from one run to the next.
+The exact layouts must give the plain model's logits and greedy tokens bit for bit. That is compared with eager
+attention and without a graph, because with PyTorch's fused attention not even the plain model repeats its own
+tokens from one run to the next.
 """
 
 from __future__ import annotations
@@ -19,124 +19,136 @@ import argparse
 import gc
 import json
 import sys
-import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from random_models import SHAPES, compress_from_host, made, quantized_model
 
-from tersor.format.constants import CODEC_HUFFMAN
-from tersor.format.manifest import TensorEntry
-from tersor.nn import compress, lay_out
+from tersor.nn import lay_out
 from tersor.pipeline.decode_loop import DecodeLoop
 
-
-def plain_model(layers: int, context: int) -> Any:
-    """Llama-3.1-8B's shape, random weights, bfloat16, on the GPU."""
-    config = LlamaConfig(
-        vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=layers,
-        num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=max(context, 8192),
-        rms_norm_eps=1e-5, rope_parameters={"rope_theta": 500000.0, "rope_type": "default"}, dtype=torch.bfloat16,
-    )  # fmt: skip
-    torch.set_default_dtype(torch.bfloat16)
-    with torch.device("cuda"):
-        model = LlamaForCausalLM(config).eval()
-    torch.set_default_dtype(torch.float32)
-    return model
+COMPILED = ", compiled step"
+MEMORY_30B = 24e9  # bytes that the 30B shape may take at 4 bits, everything included
 
 
-def compress_from_host(model: Any) -> float:
-    """Compress every linear and embedding weight, each brought from host memory; returns the seconds."""
-    host = {}
-    for name, module in list(model.named_modules()):
-        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
-            host[name] = module.weight.detach().cpu().pin_memory()
-            module.weight = None
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for name, weight in host.items():
-        tiles, offsets, book = torch.ops.tersor.huffman_encode(weight.to("cuda", non_blocking=True))
-        entry = TensorEntry(CODEC_HUFFMAN, "BF16", tuple(weight.shape), "0" * 64)
-        parts = {"weight_tiles": tiles, "weight_offsets": offsets, "weight_book": book}
-        compress(model.get_submodule(name), "weight", entry, parts)
-    torch.cuda.synchronize()
-    return time.perf_counter() - started
+@dataclass
+class Run:
+    """What is measured how, and the numbers so far."""
+
+    options: argparse.Namespace
+    ids: torch.Tensor
+    speeds: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def measure(self, name: str, model: Any, fuse: bool = True) -> None:
+        """Tokens per second and prefill, the median of three runs, and peak memory; with a compiled step too."""
+        self._measure(name, model, fuse=False)
+        if fuse and self.options.fuse:
+            self._measure(name + COMPILED, model, fuse=True)
+
+    def _measure(self, name: str, model: Any, fuse: bool) -> None:
+        on_gpu = self.options.device != "cpu"
+        torch._dynamo.reset()  # what was compiled before holds on to its model
+        gc.collect()
+        if on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        loop = DecodeLoop(model, self.options.context, fuse=fuse)
+        runs = [loop.run(self.ids, self.options.tokens) for _ in range(4)][1:]
+        self.speeds[name] = {
+            "tokens_per_second": sorted(r.tokens_per_second for r in runs)[1],
+            "prefill_seconds": sorted(r.prefill_seconds for r in runs)[1],
+            "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else 0,
+        }
+
+    def said(self, model: Any) -> tuple[torch.Tensor, tuple[int, ...]]:
+        """The prompt's last logits and the greedy tokens, with eager attention, without a graph."""
+        own = model.config._attn_implementation
+        model.set_attn_implementation("eager")
+        decoded = DecodeLoop(model, self.options.context, graph=False).run(self.ids, self.options.tokens)
+        with torch.inference_mode():
+            logits = model(input_ids=self.ids, use_cache=False, logits_to_keep=1).logits
+        model.set_attn_implementation(own)
+        return logits.view(torch.int16), decoded.tokens
+
+    def table(self) -> str:
+        """The numbers, and their ratios to plain bfloat16 with the same kind of step."""
+        lines = ["| | tokens/s | x bf16 | prefill ms | peak GB | x bf16 |", "|---|---|---|---|---|---|"]
+        for name, r in self.speeds.items():
+            other = self.speeds.get("bfloat16" + COMPILED * name.endswith(COMPILED))
+            speed, memory = ("", "")
+            if other is not None:
+                speed = f"{r['tokens_per_second'] / other['tokens_per_second']:.3f}"
+                memory = f"{r['peak_bytes'] / max(other['peak_bytes'], 1):.3f}"
+            lines.append(
+                f"| {name} | {r['tokens_per_second']:.1f} | {speed} | {1e3 * r['prefill_seconds']:.1f} "
+                f"| {r['peak_bytes'] / 1e9:.2f} | {memory} |"
+            )
+        return "\n".join(lines)
 
 
-def speed(model: Any, ids: torch.Tensor, tokens: int, context: int, fuse: bool = False) -> dict[str, float]:
-    """Tokens per second and prefill of the median of three runs, and peak memory."""
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    loop = DecodeLoop(model, context, fuse=fuse)
-    runs = sorted((loop.run(ids, tokens) for _ in range(4)), key=lambda r: r.decode_seconds)
-    return {
-        "tokens_per_second": runs[1].tokens_per_second,
-        "prefill_seconds": sorted(r.prefill_seconds for r in runs)[1],
-        "peak_bytes": torch.cuda.max_memory_allocated(),
-    }
-
-
-def said(model: Any, ids: torch.Tensor, tokens: int, context: int) -> tuple[torch.Tensor, tuple[int, ...]]:
-    """The prompt's last logits and the greedy tokens, with eager attention, without a graph."""
-    model.set_attn_implementation("eager")
-    decoded = DecodeLoop(model, context, graph=False).run(ids, tokens)
-    with torch.inference_mode():
-        logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits
-    model.set_attn_implementation("sdpa")
-    return logits.view(torch.int16), decoded.tokens
-
-
-def main() -> int:
-    """Measure and print; 0 if the exact layouts said the same."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=256)
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--context", type=int, default=2048)
-    parser.add_argument("--fuse", action="store_true", help="also with the step compiled by torch")
-    parser.add_argument("--out", type=Path)
-    o = parser.parse_args()
-    torch.manual_seed(0)
-    model = plain_model(o.layers, o.context)
-    ids = torch.randint(0, 128256, (1, o.prompt), device="cuda")
-    speeds = {"bfloat16": speed(model, ids, o.tokens, o.context)}
-    if o.fuse:
-        speeds["bfloat16, compiled step"] = speed(model, ids, o.tokens, o.context, fuse=True)
-    plain = said(model, ids, o.tokens, o.context)
-    seconds = compress_from_host(model)
-    torch._dynamo.reset()
-    same = {}
+def lossless(run: Run, config: Any) -> tuple[float, dict[str, bool]]:
+    """Measure the plain model and its compressed forms; seconds of compressing, and what said the same."""
+    model, same = made(config, run.options.device), {}
+    run.measure("bfloat16", model)
+    plain = run.said(model)
+    seconds = compress_from_host(model, run.options.device)
     for name, layout, exact in (
         ("compact", "compact", True),
         ("fast, exact", "fast", True),
         ("fast", "fast", False),
     ):
-        lay_out(model, layout, exact)
-        speeds[name] = speed(model, ids, o.tokens, o.context)
+        lay_out(model, layout, exact, device_type=run.options.device)
+        run.measure(name, model, fuse=layout == "fast")
         if exact:
-            logits, tokens = said(model, ids, o.tokens, o.context)
+            logits, tokens = run.said(model)
             same[name] = torch.equal(logits, plain[0]) and tokens == plain[1]
-    if o.fuse:
-        speeds["fast, compiled step"] = speed(model, ids, o.tokens, o.context, fuse=True)
+    return seconds, same
 
-    print(f"{o.layers} layers, prompt {o.prompt}, {o.tokens} tokens, cache {o.context}")
-    print(f"compressed from pinned host memory in {seconds:.2f} s")
-    print("| | tokens/s | x bf16 | prefill ms | peak GB | x bf16 |\n|---|---|---|---|---|---|")
-    for name, r in speeds.items():
-        other = speeds["bfloat16, compiled step" if "compiled" in name else "bfloat16"]
-        print(
-            f"| {name} | {r['tokens_per_second']:.1f} | {r['tokens_per_second'] / other['tokens_per_second']:.3f} "
-            f"| {1e3 * r['prefill_seconds']:.1f} | {r['peak_bytes'] / 1e9:.2f} "
-            f"| {r['peak_bytes'] / other['peak_bytes']:.3f} |"
-        )
-    print(f"logits and {o.tokens} greedy tokens as plain bfloat16's, eager attention: {same}")
+
+def main() -> int:
+    """Measure and print; 0 if the exact layouts said the same and memory was kept."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=SHAPES, default="llama-8b")
+    parser.add_argument("--layers", type=int, help="fewer than the shape has, for a quick look")
+    parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--device", default="cuda", help="cpu runs everything, slowly, to see that it works")
+    parser.add_argument("--no-fuse", dest="fuse", action="store_false", help="without compiled steps")
+    parser.add_argument("--only", choices=["lossless", "quantized"], help="half of the rows")
+    parser.add_argument("--out", type=Path)
+    o = parser.parse_args()
+    torch.manual_seed(0)
+    shape = SHAPES[o.shape]
+    config = shape.config(o.layers, o.context)
+    run = Run(o, torch.randint(0, shape.vocabulary, (1, o.prompt), device=o.device))
+    seconds, same, kept = None, {}, True
+    if o.only != "quantized" and o.shape != "llama-30b":
+        seconds, same = lossless(run, config)
+    if o.only != "lossless":
+        gc.collect()
+        run.measure("4 bits", quantized_model(config, o.device))
+        if o.shape == "llama-30b":
+            kept = all(speed["peak_bytes"] < MEMORY_30B for speed in run.speeds.values())
+
+    print(
+        f"{o.shape}, {config.num_hidden_layers} layers, prompt {o.prompt}, {o.tokens} tokens, cache {o.context}"
+    )
+    print(run.table())
+    if seconds is not None:
+        print(f"compressed from pinned host memory in {seconds:.2f} s")
+        print(f"logits and {o.tokens} greedy tokens as plain bfloat16's, eager attention: {same}")
+    if o.shape == "llama-30b":
+        print(f"within {MEMORY_30B / 1e9:.0f} GB: {kept}")
     if o.out:
-        o.out.write_text(json.dumps({"compress_seconds": seconds, "same": same, "speeds": speeds}, indent=1))
-    return 0 if all(same.values()) else 1
+        o.out.write_text(
+            json.dumps({"compress_seconds": seconds, "same": same, "speeds": run.speeds}, indent=1)
+        )
+    return 0 if all(same.values()) and kept else 1
 
 
 if __name__ == "__main__":
