@@ -35,6 +35,8 @@ struct Luts {
     u8 rows[LUT_ROWS][256], lengths[256];
 };
 constexpr int TOO_MANY = 1 << 20;
+static_assert(sizeof(uint2) * TABLE + sizeof(Luts) + GROUPS * sizeof(Group) == SHARED, "the host counts otherwise");
+static_assert(sizeof(Expansion) <= sizeof(Group), "the table is made where groups will work");
 
 // The first code of 32 bits of a stream, first lowest, by the format's own tables: symbol and length.
 __device__ uint2 walk(const Luts& luts, u32 bits) {

@@ -9,6 +9,7 @@
 #include "join.cuh"
 
 constexpr int SYMBOL_WORDS = TILE_ROWS * STREAMS_PER_ROW * ROW_WORDS;  // of one tile in shared memory
+static_assert(sizeof(TableScratch) <= WARPS * SYMBOL_WORDS * 4, "the table is made where symbols will be");
 
 // Eight elements from eight symbols (two words) and their raw bytes, to 16 bytes: the two kinds that matter most.
 __device__ __forceinline__ uint4 join_eight(u32 low, u32 high, uint2 raw) {
@@ -51,6 +52,7 @@ struct Matrices {
     Matrix at[MATRICES];
     int count, tiles;
 };
+static_assert(sizeof(Matrices) == MATRICES_BYTES, "the host's structure is another");
 
 // The raw bytes of a whole tile, eight elements per row and lane.
 struct Raw {

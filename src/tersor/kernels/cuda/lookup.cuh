@@ -122,7 +122,7 @@ struct Bits {
     }
 };
 
-// A lane's symbols in shared memory. Up to 7 bytes of noise follow them; if LAST, what lies behind word LAST goes to it.
+// A lane's symbols in shared memory. Up to 7 bytes of noise follow them; if LAST, what lies behind that word goes to it.
 template <int LAST = 0>
 struct Row {
     u32 out;          // address

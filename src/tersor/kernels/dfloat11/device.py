@@ -49,6 +49,7 @@ class Decoding:
             ("CHUNK_BYTES", _CHUNK_BYTES),
             ("ROW_SYMBOLS", _ROW_SYMBOLS),
             ("FLAT_SYMBOLS", _FLAT_SYMBOLS),
+            ("SHARED", self.shared),
         )
         return Program("dfloat11_decode.cu", "dfloat11_decode", constants)
 

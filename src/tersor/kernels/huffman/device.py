@@ -37,6 +37,19 @@ _ROWS_SHARED = _TABLE_BYTES + _ROW_WARPS * 32 * _STREAM_BYTES
 _COUNT_BLOCK = 1 << 16  # elements
 
 
+class _Matrix(ctypes.Structure):
+    """`struct Matrix` of huffman_decode.cu."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("tiles", "offsets", "book", "out")),
+        *((name, ctypes.c_int) for name in ("rows", "cols", "count", "before")),
+    )
+
+
+class _Matrices(ctypes.Structure):
+    _fields_ = (("at", _Matrix * MATRICES), ("count", ctypes.c_int), ("tiles", ctypes.c_int))
+
+
 @dataclass(frozen=True)
 class Decoding:
     """How `huffman_decode` is built for a kind of elements and a size of shared memory.
@@ -80,6 +93,7 @@ def program(entry: str, decoding: Decoding) -> Program:
         ("ROW_WARPS", _ROW_WARPS),
         ("SLOT", decoding.slot),
         ("MATRICES", MATRICES),
+        ("MATRICES_BYTES", ctypes.sizeof(_Matrices)),
         ("EARLY", int(decoding.early)),
     )
     return Program(source, entry, constants)
@@ -89,19 +103,6 @@ def program(entry: str, decoding: Decoding) -> Program:
 def _kernel(entry: str, decoding: Decoding) -> Kernel:
     shared = {"huffman_decode": decoding.shared, "huffman_decode_rows": _ROWS_SHARED}.get(entry, 0)
     return Kernel(program(entry, decoding), shared)
-
-
-class _Matrix(ctypes.Structure):
-    """`struct Matrix` of huffman_decode.cu."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("tiles", "offsets", "book", "out")),
-        *((name, ctypes.c_int) for name in ("rows", "cols", "count", "before")),
-    )
-
-
-class _Matrices(ctypes.Structure):
-    _fields_ = (("at", _Matrix * MATRICES), ("count", ctypes.c_int), ("tiles", ctypes.c_int))
 
 
 def decode(
