@@ -13,6 +13,9 @@ constexpr int TURNS = SEGMENT_STAGES / PARTS;   // of a warp, in a segment
 constexpr int A_BYTES = TALL * HALF_COLS * 2, STRIP_BYTES = TILE_ROWS * HALF_COLS * 2;
 constexpr int SLOT_BYTES = RECORD_HEAD + KEPT * WARP * 4;  // of a record: what a warp's registers hold
 static_assert(PARTS * STRIPS == DECODERS && TURNS * PARTS == SEGMENT_STAGES, "decoders");
+// A barrier tells only whether a phase is even or odd, so a warp must not be two phases of a slot behind. One that takes
+// turns may skip five steps, at the end of a tile whose last segment is short.
+static_assert(PARTS == 1 || A_SLOTS >= 5, "warps that take turns need five slots");
 static_assert(STAGES - 1 <= TURNS, "a record must arrive within a segment");
 static_assert(SLOT_BYTES % 16 == 0, "records are copied 16 bytes at a time");
 
