@@ -13,6 +13,7 @@ from tersor.codec.quantized.matrix import Quantized
 from tersor.quantize import integers_torch, spqr
 from tersor.quantize.columns import new_block
 from tersor.quantize.integers import IntegerSettings
+from tersor.quantize.observe import Hessian
 from tersor.quantize.settings import Settings, gptq, preset, rtn
 from tersor.quantize.stream import Job, quantize_model
 
@@ -74,6 +75,18 @@ def test_a_replayed_graph_does_what_the_plain_loop_does(
 
     monkeypatch.setattr(spqr, "captured", plain)
     assert_equal(replayed, spqr.quantize(weight.to(dtype), h, settings))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_hessians_are_summed_in_float32(dtype: torch.dtype) -> None:
+    x = torch.randn(3, 1000, 96, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = Hessian()
+    for sequence in x:
+        found.add(sequence[None].cuda())
+    flat = x.double().reshape(-1, 96)
+    mean = found.mean()
+    assert mean is not None
+    torch.testing.assert_close(mean.cpu().double(), flat.T @ flat * (2 / 3000), rtol=1e-5, atol=1e-5)
 
 
 def test_integers_equal_those_of_the_cpu() -> None:

@@ -15,15 +15,17 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tersor.codec.quantized.dequantize import inverse
 from tersor.codec.quantized.matrix import Quantized
 from tersor.format.errors import UnknownDtype, UsageError
 from tersor.quantize.captured import captured
 from tersor.quantize.columns import Block, Grids, fit_group, new_block, quantize_block
 from tersor.quantize.factor import inverse_factor
-from tersor.quantize.order import column_order, settle
+from tersor.quantize.order import column_order
 from tersor.quantize.settings import BLOCK, Settings
 
 DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
@@ -54,7 +56,11 @@ def quantize(
         places = torch.from_numpy(order).to(h.device, torch.int64)
         upper = inverse_factor(h[places][:, places], settings.percdamp).to(compute)
     w = weight.detach().to(compute).T[torch.from_numpy(order).to(weight.device, torch.int64)] / unit
-    return settle(_Columns(w, upper, settings, served, unit).run().result(dtype), order, settings.act_order)
+    done = _Columns(w, upper, settings, served, unit).run()
+    if settings.act_order == "groups":
+        done.restore(inverse(order))
+        order = np.arange(columns, dtype=np.int32)
+    return done.result(dtype, None if np.array_equal(order, np.arange(columns)) else order)
 
 
 def check_weight(weight: Tensor, served: torch.dtype, name: str) -> str:
@@ -147,7 +153,15 @@ class _Columns:
         if self.group <= stop - start:
             self.grids.put(start // self.group, x.grids)
 
-    def result(self, dtype: str) -> Quantized:
+    def restore(self, places: npt.NDArray[np.int64]) -> None:
+        """Put column `places[j]` at j, where groups stay together."""
+        columns = torch.from_numpy(places).to(self.codes.device)
+        groups = columns[:: self.group] // self.group
+        self.codes, self.outlier, self.delta = (x[columns] for x in (self.codes, self.outlier, self.delta))
+        self.grids = Grids(*(x[groups] for x in vars(self.grids).values()))
+
+    def result(self, dtype: str, order: npt.NDArray[np.int32] | None) -> Quantized:
+        """What is stored, in host memory."""
         columns = len(self.w)
         index, value = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float16)
         if self.sparse:
@@ -168,5 +182,5 @@ class _Columns:
             grids.stats.transpose(0, 1).contiguous().cpu().numpy(),
             index,
             value,
-            None,
+            order,
         )
