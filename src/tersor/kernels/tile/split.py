@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TILE_ROWS = 128
-_CUT_COST = 1.5  # units; what cutting adds to a block's run
+# What cutting adds to a block's run, in units: a launch, and the sums' way to memory and back (reckoned).
+_LAUNCH_COST, _TOKENS_PER_UNIT = 0.5, 128
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,6 @@ def choose(rows: int, tokens: int, segments: int, tile_tokens: int, places: int)
     tiles = -(-rows // TILE_ROWS) * token_tiles
     units = tiles * segments
     whole, even = -(-tiles // places) * segments, -(-units // places)
-    if whole <= even + _CUT_COST:
+    if whole <= even + _LAUNCH_COST + tile_tokens / _TOKENS_PER_UNIT:
         return Split(segments, token_tiles, units, segments, min(tiles, places))
     return Split(segments, token_tiles, units, 1, min(units, places))
