@@ -95,8 +95,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="append results to this file, a line of JSON each")
     options = parser.parse_args()
     options.device = resolve_device(options.device)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    loud: Any = transformers.logging
+    loud.set_verbosity_error()
+    loud.disable_progress_bar()
     every = sorted(options.tasks.glob("*.jsonl"))
     files = [path for task in TASKS for path in every if path.name.startswith(task)]
     runs: list[dict[str, Any]] = []
