@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
+from tersor.kernels import bench_spqr
 from tersor.kernels.dfloat11 import device as dfloat11
 from tersor.kernels.dfloat11.encode import encode
 from tersor.kernels.fused.variant import Variant
 from tersor.kernels.huffman import device as huffman
+from tersor.kernels.spqr import device as spqr
 from tersor.kernels.tile import device as tile
 from tersor.kernels.tile.variant import VARIANTS
 from tersor.kernels.window import device as window
@@ -46,4 +50,11 @@ if tile.supported(w.device):
             torch.testing.assert_close(
                 y.double(), x.double() @ w.double().T, rtol=0.02, atol=1e-2 * float(y.abs().max())
             )
+for kind in (bench_spqr.FOUR_BITS, bench_spqr.THREE_BITS, replace(bench_spqr.FOUR_BITS, full_row=True)):
+    own = bench_spqr.sample(130, 1600, kind)
+    for tokens, spqr_build in ((1, Variant(1, 8, 4, 2)), (8, Variant(8, 16, 4)), (20, None)):
+        x = torch.randn(tokens, 1600, device="cuda", dtype=torch.bfloat16)
+        y = spqr.linear(x, own.matrix, None, spqr_build)
+        exact = x.double() @ own.weight.double().T
+        torch.testing.assert_close(y.double(), exact, rtol=0.02, atol=1e-2 * float(y.abs().max()))
 print("done")

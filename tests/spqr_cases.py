@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from matrices import grid_matrix
+from tersor.codec.quantized.dequantize import dequantize_rows
 from tersor.codec.quantized.matrix import Quantized
 from tersor.codec.quantized.parts import entry_of, to_parts
+from tersor.codec.quantized.rounding import round_bf16
 from tersor.format.parameters import SpqrParameters
 from tersor.kernels.spqr.layout import Geometry, held
 
@@ -37,6 +40,14 @@ def matrix(rows: int, cols: int, kind: str = "g32 two levels", **options: Any) -
     return grid_matrix(rows, cols, group=min(group, cols), run=run, stat_bits=stat_bits, **options)
 
 
+def with_any_statistics(q: Quantized, seed: int = 0) -> Quantized:
+    """The same with statistics of every sign and size, zeros and subnormals too, none that overflows."""
+    bits = np.random.default_rng(seed).integers(0, 1 << 16, q.stats.shape).astype(np.uint16)
+    most = 2000 if q.stat_bits else 65504
+    stats = bits.view(np.float16)
+    return replace(q, stats=np.where(np.abs(stats.astype(np.float32)) <= most, stats, np.float16(0)))
+
+
 def with_full_row(q: Quantized, row: int) -> Quantized:
     """The same with an outlier at every place of one row, besides its own."""
     rows, cols = q.shape
@@ -45,7 +56,12 @@ def with_full_row(q: Quantized, row: int) -> Quantized:
     full = slice(row * cols, (row + 1) * cols)
     values[full] = np.random.default_rng(row).normal(0, 1, cols).astype(np.float16)
     index = np.flatnonzero(values)
-    return Quantized(**{**vars(q), "outlier_index": index, "outlier_value": values[index]})
+    return replace(q, outlier_index=index, outlier_value=values[index])
+
+
+def without_outliers(q: Quantized) -> Quantized:
+    """The same on its grid alone."""
+    return replace(q, outlier_index=np.empty(0, np.int64), outlier_value=np.empty(0, np.float16))
 
 
 class Stored(NamedTuple):
@@ -68,3 +84,11 @@ def stored(q: Quantized, device: str = "cpu") -> Stored:
     order = None if q.order is None else torch.from_numpy(q.order).to(device)
     kind = (*q.shape, p.bits, geometry.group, geometry.levels, p.unit)
     return Stored((*arrays, list(q.shape), p.bits, p.group, p.rows, p.stat_bits), kind, order, geometry)
+
+
+def with_true_outliers(q: Quantized) -> Quantized:
+    """The same with outliers as a quantiser makes them: base and value add up to about a bfloat16."""
+    base = dequantize_rows(without_outliers(replace(q, unit=1.0, order=None)), 0, len(q.codes))
+    own = base.reshape(-1)[q.outlier_index]
+    weight = round_bf16(own + q.outlier_value.astype(np.float32))
+    return replace(q, outlier_value=(weight - own).astype(np.float16))

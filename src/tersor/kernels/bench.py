@@ -7,7 +7,7 @@ a decoder that loses a bit or a product with a larger error than cuBLAS's is an 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -100,14 +100,14 @@ def codecs(shapes: Sequence[tuple[int, int]] = (*SHAPES, (128256, 4096))) -> Ite
             for _ in range(measure.copies(stored[0].numel()) - 1)
         ]
         (decoding,) = measure.seconds([partial(huffman.decode, *s, "BF16", out) for s in many])
-        encoding = _wall_seconds(partial(huffman.encode, weight, "BF16"))
+        encoding = measure.wall_seconds(partial(huffman.encode, weight, "BF16"))
         bits = 8 * sum(t.numel() * t.element_size() for t in stored) / weight.numel()
         yield Codec(rows, cols, "compact", bits, nbytes / decoding, nbytes / encoding)
 
         packed = window.pack(weight)
         _check_bits(window.decode(packed), weight, "fast")
         (decoding,) = measure.seconds([partial(window.decode, p) for p in _rotating(packed)])
-        encoding = _wall_seconds(partial(window.pack, weight))
+        encoding = measure.wall_seconds(partial(window.pack, weight))
         yield Codec(rows, cols, "fast", packed.bits_per_weight, nbytes / decoding, nbytes / encoding)
 
 
@@ -135,18 +135,6 @@ def _product(x: torch.Tensor, packed: Matrix[Geometry]) -> torch.Tensor:
         x, packed.stages, packed.places, packed.records, None, geometry.rows, geometry.cols, False
     )
     return y
-
-
-def _wall_seconds(call: Callable[[], object], repeats: int = 3) -> float:
-    """Seconds per call, the host's part included, of work that waits for the GPU by itself."""
-    call()
-    begin, end = measure.event(), measure.event()
-    begin.record()
-    for _ in range(repeats):
-        call()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) * 1e-3 / repeats
 
 
 def _check_bits(decoded: torch.Tensor, weight: torch.Tensor, what: str) -> None:

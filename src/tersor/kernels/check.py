@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 
 from tersor.format.dtypes import KINDS
 from tersor.kernels.attention import device as attention
@@ -17,6 +18,8 @@ from tersor.kernels.dfloat11 import device as dfloat11
 from tersor.kernels.fused.variant import Variant
 from tersor.kernels.huffman.device import Decoding
 from tersor.kernels.huffman.device import program as huffman_program
+from tersor.kernels.spqr import layout as spqr
+from tersor.kernels.spqr import linear as spqr_linear
 from tersor.kernels.tile.variant import VARIANTS
 from tersor.kernels.window import rows as window_rows
 from tersor.kernels.window.layout import MACROS, Geometry
@@ -27,6 +30,7 @@ _MULTIPROCESSORS = 132
 _SHARED = {"sm_80": 163, "sm_90": 227, "sm_100": 227}  # KB that a block may have; 99 on the others
 _SIZES = ((4096, 4096), (6144, 4096), (14336, 4096), (8192, 8192))  # one for each way of dealing out strips
 _COLS = 4096
+_SPQR = ((4, 32, 2), (3, 16, 2), (8, 16, 1))  # bits, group, levels: the usual ones, and the largest stage
 
 
 def programs(architecture: str) -> Iterator[Program]:
@@ -49,6 +53,23 @@ def programs(architecture: str) -> Iterator[Program]:
         yield variant.program(Geometry(_COLS, _COLS))
     if architecture == "sm_90":
         yield from tile_programs()
+    for bits, group, levels in _SPQR:
+        held = spqr.Geometry(_COLS, _COLS, bits, group, levels)
+        yield from spqr_programs(held, architecture, shared)
+
+
+def spqr_programs(geometry: spqr.Geometry, architecture: str, shared: int) -> Iterator[Program]:
+    """What is launched for a quantised matrix of one kind."""
+    yield Program("decode.cu", "decode", geometry.macros)
+    sizes = [replace(geometry, rows=rows) for rows, _ in _SIZES]
+    for tokens in (1, 2, 4, 8):
+        builds = {spqr_linear.variant_for(tokens, size, _MULTIPROCESSORS, shared) for size in sizes}
+        for build in sorted(builds, key=lambda v: v.blocks_per_sm):
+            yield build.program(geometry)
+    if architecture == "sm_90":
+        for first, *_ in VARIANTS.values():
+            yield first.arrange_program(geometry)
+            yield first.program(geometry)
 
 
 def tile_programs() -> Iterator[Program]:

@@ -75,3 +75,15 @@ def seconds(*rivals: Sequence[Callable[[], object]], replays: int = REPLAYS) -> 
             end.synchronize()
             own.append(begin.elapsed_time(end) * 1e-3 / len(calls))
     return [statistics.median(own) for own in times]
+
+
+def wall_seconds(call: Callable[[], object], repeats: int = 3) -> float:
+    """Seconds per call, the host's part included, of work that waits for the GPU by itself."""
+    call()
+    begin, end = event(), event()
+    begin.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) * 1e-3 / repeats

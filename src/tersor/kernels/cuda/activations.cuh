@@ -86,23 +86,21 @@ struct StageActivations {
 #else
     const u16* at;
     bool any;
-    uint4 piece[TILES][2][2];
+    uint4 piece[TILES][2][2] = {};  // stays zero in lanes that no token belongs to
 
     __device__ __forceinline__ StageActivations(const Activations& from, int first, int lane)
         : at(from.x + lane / 4 * X_PITCH + first + lane_column(0, lane % 4)), any(lane / 4 < TILE) {}
-    // `halves`: how many there are from here on. What is not there reads as zero.
+    // `halves`: how many there are from here on, to be multiplied.
     __device__ __forceinline__ void prefetch(int halves) {
 #pragma unroll
         for (int n = 0; n < TILES; n++)
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                piece[n][h][0] = piece[n][h][1] = make_uint4(0, 0, 0, 0);
-                if (any && h < halves) {
+            for (int h = 0; h < 2; h++)
+                if (any && (X_PITCH % STAGE_COLS ? h : 0) < halves) {
                     const uint4* from = (const uint4*)(at + n * 8 * X_PITCH + lane_column(h, 0));
                     piece[n][h][0] = __ldg(from);
                     piece[n][h][1] = __ldg(from + 1);
                 }
-            }
     }
     __device__ __forceinline__ void load(u32 (&b)[4], int n, int h, int two) const {
         const uint4 v = piece[n][h][two];

@@ -123,7 +123,7 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
             feed.fetch(p);
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                if (half + h >= halves) break;
+                if (half + (X_PITCH % STAGE_COLS ? h : 0) >= halves) break;
                 u32 a[STEPS][4];
                 weight.half(a, h);
 #pragma unroll

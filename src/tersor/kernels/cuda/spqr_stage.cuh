@@ -8,8 +8,7 @@
 constexpr int STAGE_COLS = 128, STAGE_BYTES = STAGE_SIZE;
 constexpr int STEPS = 4;                                     // matrix instructions per half
 constexpr int LOW_BITS = BITS < 4 ? BITS : 4, HIGH_BITS = BITS - LOW_BITS;  // of the planes
-constexpr bool GRID_PER_HALF = GROUP == 16;
-constexpr int GRIDS = GRID_PER_HALF ? 2 : 1;                 // a lane's groups of a row, in a stage
+constexpr int GRIDS = GROUP == 16 ? 2 : 1;                   // a lane's groups of a row, in a stage
 constexpr float OPERAND = 1.f / (1 << WEIGHT_SHIFT);
 
 // First of the 16 columns of a stage that lanes (g, t) own in half h.
@@ -81,10 +80,54 @@ struct GroupGrid {
     }
 };
 
+// What a stage holds of a lane's groups: those of rows g and g + 8, in one or both halves.
+struct Statistics {
+#if LEVELS == 2
+    u32 codes;   // a byte per group
+    uint4 grid;  // (minima, steps) of the strip's group or groups, pairs of scale and zero
+
+    __device__ __forceinline__ void load(const u8* stage, int lane) {
+        const u8* second = stage + SECOND_AT + lane % 4 * GRIDS * 8;
+        if (GRIDS == 2) {
+            codes = *(const u32*)(stage + GRIDS_AT + lane * 4);
+            grid = *(const uint4*)second;
+        } else {
+            codes = *(const u16*)(stage + GRIDS_AT + lane * 2);
+            const uint2 own = *(const uint2*)second;
+            grid = make_uint4(own.x, own.y, 0, 0);
+        }
+    }
+    // (scale, zero) of row rho in half h: minima + steps * codes, both at once. Byte k is read as 1024 + scale code and
+    // 1024 + 16 * zero code, which one exact multiply-add turns into the codes.
+    __device__ __forceinline__ u32 of(int h, int rho) const {
+        const int k = 2 * h + rho;
+        const u32 both = and_or(__byte_perm(codes, 0, k * 0x0101 | 0x4040), 0x00f0000fu, 0x64006400u);
+        const u32 exact = fma_f16x2(both, 0x2c003c00u, 0xd400e400u);
+        return h ? fma_f16x2(grid.w, exact, grid.z) : fma_f16x2(grid.y, exact, grid.x);
+    }
+#else
+    u32 own[GRIDS][2];
+
+    __device__ __forceinline__ void load(const u8* stage, int lane) {
+        const u8* at = stage + GRIDS_AT;
+        if (GROUP == 128) {
+            own[0][0] = *(const u32*)(at + lane / 4 * 4);
+            own[0][1] = *(const u32*)(at + lane / 4 * 4 + 32);
+        } else {
+            const uint2* pairs = (const uint2*)(at + lane * GRIDS * 8);
+#pragma unroll
+            for (int h = 0; h < GRIDS; h++) own[h][0] = pairs[h].x, own[h][1] = pairs[h].y;
+        }
+    }
+    __device__ __forceinline__ u32 of(int h, int rho) const { return own[h][rho]; }
+#endif
+};
+
 struct Stage {
     Plane<LOW_BITS> low;
     Plane<HIGH_BITS> high;
-    GroupGrid grid[GRIDS][2];  // of rows g, g + 8
+    Statistics statistics;
+    GroupGrid grid[2];  // of rows g, g + 8, where they are the same in both halves
 
     static __device__ __forceinline__ constexpr int code_bit(int rho) { return BITS <= 4 ? rho * BITS : 0; }
 
@@ -92,57 +135,25 @@ struct Stage {
     __device__ __forceinline__ void open(const u8* stage, int lane) {
         low.load(stage, lane);
         high.load(stage + 256 * LOW_BITS, lane);
-        u32 statistics[GRIDS][2];
-        load_statistics(statistics, stage, lane);
-#pragma unroll
-        for (int k = 0; k < GRIDS; k++)
-#pragma unroll
-            for (int rho = 0; rho < 2; rho++) grid[k][rho].set(statistics[k][rho], code_bit(rho));
+        statistics.load(stage, lane);
+        if (GRIDS == 1) set_grid(0);
     }
-    __device__ __forceinline__ void half(u32 (&a)[STEPS][4], int h) const {
+    __device__ __forceinline__ void half(u32 (&a)[STEPS][4], int h) {
+        if (GRIDS == 2) set_grid(h);
 #pragma unroll
         for (int i = 0; i < STEPS; i++)
 #pragma unroll
             for (int r = 0; r < 4; r++) {
                 const int rho = r % 2, n = 2 * i + r / 2;
-                const GroupGrid& own = grid[GRID_PER_HALF ? h : 0][rho];
                 u32 code = low.pair(h, rho, n, code_bit(rho));
                 if (HIGH_BITS) code |= high.pair(h, rho, n, LOW_BITS);
-                a[i][r] = fma_bf16x2(own.factor, code, own.offset);
+                a[i][r] = fma_bf16x2(grid[rho].factor, code, grid[rho].offset);
             }
     }
-    __device__ __forceinline__ void half_bf16(u32 (&a)[STEPS][4], int h) const { half(a, h); }
+    __device__ __forceinline__ void half_bf16(u32 (&a)[STEPS][4], int h) { half(a, h); }
 
-    // (scale, zero) of the groups of rows g and g + 8.
-    static __device__ __forceinline__ void load_statistics(u32 (&of)[GRIDS][2], const u8* stage, int lane) {
-        const u8* at = stage + GRIDS_AT;
-#if LEVELS == 1 && GROUP == 128
-        of[0][0] = *(const u32*)(at + lane / 4 * 4);
-        of[0][1] = *(const u32*)(at + 32 + lane / 4 * 4);
-#elif LEVELS == 1 && GROUP == 32
-        const uint2 two = *(const uint2*)(at + lane * 8);
-        of[0][0] = two.x, of[0][1] = two.y;
-#elif LEVELS == 1
-        const uint4 four = *(const uint4*)(at + lane * 16);
-        of[0][0] = four.x, of[0][1] = four.y, of[1][0] = four.z, of[1][1] = four.w;
-#elif GROUP == 32
-        const u32 codes = *(const u16*)(at + lane * 2);
-        const uint2 second = *(const uint2*)(stage + SECOND_AT + lane % 4 * 8);
-        of[0][0] = first_level(codes, 0, second.x, second.y);
-        of[0][1] = first_level(codes, 1, second.x, second.y);
-#else
-        const u32 codes = *(const u32*)(at + lane * 4);
-        const uint4 second = *(const uint4*)(stage + SECOND_AT + lane % 4 * 16);
-        of[0][0] = first_level(codes, 0, second.x, second.y);
-        of[0][1] = first_level(codes, 1, second.x, second.y);
-        of[1][0] = first_level(codes, 2, second.z, second.w);
-        of[1][1] = first_level(codes, 3, second.z, second.w);
-#endif
-    }
-    // Minima + steps * codes, both statistics at once; their codes are byte k: read as 1024 + scale code and
-    // 1024 + 16 * zero code, which one exact multiply-add turns into the codes.
-    static __device__ __forceinline__ u32 first_level(u32 codes, int k, u32 minima, u32 steps) {
-        const u32 both = and_or(__byte_perm(codes, 0, k * 0x0101 | 0x4040), 0x00f0000fu, 0x64006400u);
-        return fma_f16x2(steps, fma_f16x2(both, 0x2c003c00u, 0xd400e400u), minima);
+    __device__ __forceinline__ void set_grid(int h) {
+#pragma unroll
+        for (int rho = 0; rho < 2; rho++) grid[rho].set(statistics.of(h, rho), code_bit(rho));
     }
 };

@@ -8,8 +8,9 @@
 `spqr_pack` takes the arrays and parameters of FORMAT.md section 6 (`group` the stored one); the other two what
 `layout.held` tells of the same tensor: `bits`, `group` and `levels` of its geometry. `order` is the stored column
 order as int32 (cols,), or None. Decoding gives FORMAT.md's bits. `spqr_linear` on a GPU multiplies straight from
-the layout for up to FUSED_TOKENS tokens; more of them, activations that are not bfloat16, and the CPU decode the
-matrix and let torch multiply.
+the layout: up to MAX_TOKENS tokens with the same sums in the same order for every batch size; on Hopper any
+number of them, elsewhere up to FUSED_TOKENS. More of them, activations that are not bfloat16, and the CPU decode
+the matrix and let torch multiply.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from torch import Tensor
 from tersor.kernels.fused.device import Matrix
 from tersor.kernels.spqr import device, packing, reference
 from tersor.kernels.spqr.layout import Geometry
-from tersor.kernels.spqr.linear import FUSED_TOKENS
 
 _library = torch.library.Library("tersor", "FRAGMENT")  # type: ignore[no-untyped-call]
 _PACKED = "Tensor stages, Tensor places, Tensor records"
@@ -116,7 +116,7 @@ def _linear_cuda(
     if order is not None:
         x = x.index_select(-1, order)
     flat = x.reshape(-1, cols)
-    if not 0 < flat.shape[0] <= FUSED_TOKENS or x.dtype != torch.bfloat16:
+    if not device.fuses(flat.shape[0], x.device) or x.dtype != torch.bfloat16:
         return torch.nn.functional.linear(x, device.decode(matrix).to(x.dtype), bias)
     return device.linear(flat, matrix, bias).view(*x.shape[:-1], rows)
 
