@@ -54,7 +54,7 @@ class Run:
         if on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        loop = DecodeLoop(model, self.options.context, fuse=fuse)
+        loop = DecodeLoop(model, self.options.context, fuse=fuse, options=dict(self.options.compile))
         runs = [loop.run(self.ids, self.options.tokens) for _ in range(4)][1:]
         self.speeds[name] = {
             "tokens_per_second": sorted(r.tokens_per_second for r in runs)[1],
@@ -107,6 +107,12 @@ def lossless(run: Run, config: Any) -> tuple[float, dict[str, bool]]:
     return seconds, same
 
 
+def option(text: str) -> tuple[str, bool | int]:
+    """KEY=VALUE; 0 and 1 are false and true."""
+    key, _, value = text.partition("=")
+    return key, bool(int(value)) if value in ("0", "1") else int(value)
+
+
 def main() -> int:
     """Measure and print; 0 if the exact layouts said the same and memory was kept."""
     parser = argparse.ArgumentParser(
@@ -119,6 +125,10 @@ def main() -> int:
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--device", default="cuda", help="cpu runs everything, slowly, to see that it works")
     parser.add_argument("--no-fuse", dest="fuse", action="store_false", help="without compiled steps")
+    parser.add_argument(
+        "--compile", metavar="KEY=VALUE", action="append", type=option, default=[],
+        help="an option of torch's compiler, as triton.enable_pdl=1 or coordinate_descent_tuning=1; for all rows",
+    )  # fmt: skip
     parser.add_argument("--only", choices=["lossless", "quantized"], help="half of the rows")
     parser.add_argument("--out", type=Path)
     o = parser.parse_args()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tersor.pipeline.compress import compress
 from tersor.pipeline.decode_loop import DecodeLoop
-from tersor.pipeline.generate import Generator
+from tersor.pipeline.generate import Generator, decodes_plainly
 
 
 def test_the_tokens_of_generate(demo_model: Path, tmp_path: Path) -> None:
@@ -27,6 +28,10 @@ def test_the_tokens_of_generate(demo_model: Path, tmp_path: Path) -> None:
             )  # fmt: skip
         assert decoded[0].tokens == decoded[1].tokens == tuple(whole[0, ids.shape[1] :].tolist())
         assert decoded[0].tokens_per_second > 0
+        assert tuple(loop.tokens(ids, 12)) == decoded[0].tokens
+        some = loop.tokens(ids, 12)
+        assert [next(some), next(some)] == list(decoded[0].tokens[:2])  # enough, and again from the beginning
+        assert tuple(loop.tokens(ids, 1)) == decoded[0].tokens[:1]
 
 
 def test_a_cache_too_short(demo_model: Path) -> None:
@@ -35,3 +40,64 @@ def test_a_cache_too_short(demo_model: Path) -> None:
     generator = Generator(demo_model, "cpu")
     with pytest.raises(ValueError, match="do not fit a cache of 8"):
         DecodeLoop(generator.model, 8).run(generator.prompt_ids("The river rises"), 8)
+
+
+def test_run_by_the_loop(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `tersor run` does on a GPU: tokens and text of `generate`, streamed alike, ended by the same token."""
+    pytest.importorskip("transformers")
+    generator = Generator(demo_model, "cpu")
+    said: list[list[str]] = []
+
+    def run(prompt: str, **options: Any) -> tuple[tuple[int, ...], str]:
+        said.append([])
+        made = generator.generate(prompt, on_text=said[-1].append, **options)
+        return made.tokens, made.text
+
+    prompts = ("The river rises", "A")
+    plain = [run(prompt, max_new_tokens=20) for prompt in prompts]
+    assert not generator._loops()
+    monkeypatch.setattr(Generator, "_loops", lambda self: True)
+    assert [run(prompt, max_new_tokens=20) for prompt in prompts] == plain
+    assert said[:2] == said[2:] and generator._loop is not None
+    generator.model.generation_config.eos_token_id = [plain[0][0][4], 10**6]
+    stopped, _ = run(prompts[0], max_new_tokens=20)
+    assert stopped == plain[0][0][: plain[0][0].index(stopped[-1]) + 1] and len(stopped) <= 5
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    generator.model.generation_config.eos_token_id = None
+    monkeypatch.setattr(DecodeLoop, "_prepare", fail)
+    assert run(prompts[1], max_new_tokens=20) == plain[1] and generator._loop is None
+
+
+def test_what_greedy_decoding_alone_would_not_say(demo_model: Path) -> None:
+    """Generation settings beyond the likeliest token are left to `generate`."""
+    pytest.importorskip("transformers")
+    model = Generator(demo_model, "cpu").model
+    assert decodes_plainly(model)
+    for name, value in (("repetition_penalty", 1.2), ("suppress_tokens", [3]), ("num_beams", 2)):
+        before = getattr(model.generation_config, name)
+        setattr(model.generation_config, name, value)
+        assert not decodes_plainly(model)
+        setattr(model.generation_config, name, before)
+
+
+@pytest.mark.gpu
+def test_run_on_a_gpu(demo_model: Path, tmp_path: Path) -> None:
+    """Captured once for prompts of several lengths; the first tokens are those of `generate`."""
+    pytest.importorskip("transformers")
+    generator = Generator(compress(demo_model, tmp_path / "made").path, "cuda")
+    first = generator.generate("The river rises", max_new_tokens=12)
+    loop = generator._loop
+    assert loop is not None and generator.generate("A", max_new_tokens=12).tokens
+    assert generator._loop is loop and generator.generate("The river rises", max_new_tokens=12) is not first
+    again = generator.generate("The river rises", max_new_tokens=12)
+    assert again.tokens == first.tokens
+    ids = generator.prompt_ids("The river rises").to("cuda")
+    with torch.inference_mode():
+        whole = generator.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, do_sample=False, pad_token_id=2
+        )
+    assert int(whole[0, -1]) == first.tokens[0]
+    assert Generator(demo_model, "cuda", exact=True)._loops() is False

@@ -22,7 +22,7 @@ CPU, or where a model cannot be captured, the step simply runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -61,12 +61,26 @@ def most_likely(logits: Tensor) -> Tensor:
 class DecodeLoop:
     """Greedy decoding of `model` for prompts that, with their continuation, fit `length` tokens."""
 
-    def __init__(self, model: Any, length: int, graph: bool | None = None, fuse: bool = False) -> None:
-        """`graph`: capture the step as a CUDA graph, by default on a GPU; `fuse`: compile it first."""
+    def __init__(
+        self,
+        model: Any,
+        length: int,
+        graph: bool | None = None,
+        fuse: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`graph`: capture the step as a CUDA graph, by default on a GPU; `fuse`: compile it first.
+
+        options: of torch's compiler (`torch._inductor.list_options()`), if it compiles.
+        """
         from transformers import StaticCache
 
         self._model = model
-        self._next = torch.compile(self._eager_next, dynamic=False) if fuse else self._eager_next
+        self._next: Callable[[Tensor], Tensor] = self._eager_next
+        if fuse:
+            self._next = torch.compile(
+                self._eager_next, dynamic=False, options=dict(options) if options else None
+            )
         self._device = next(model.parameters()).device
         self._length = length
         self._cache = StaticCache(config=model.config, max_cache_len=length)
@@ -74,13 +88,15 @@ class DecodeLoop:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._wants_graph = self._device.type == "cuda" if graph is None else graph
 
+    @property
+    def length(self) -> int:
+        """Tokens that the cache has room for."""
+        return self._length
+
     @torch.inference_mode()
     def run(self, ids: Tensor, new_tokens: int) -> Decoded:
         """Continue `ids` (1, n) by exactly `new_tokens` tokens."""
-        if ids.shape[1] + new_tokens > self._length:
-            raise ValueError(f"{ids.shape[1]} + {new_tokens} tokens do not fit a cache of {self._length}")
-        if self._wants_graph and self._graph is None:
-            self._capture()
+        self._prepare(ids, new_tokens)
         out = torch.zeros(new_tokens, dtype=torch.long, device=self._device)
         started = self._now()
         self._rewind()
@@ -88,10 +104,52 @@ class DecodeLoop:
         out[0] = self._token[0, 0]
         middle = self._now()
         for i in range(1, new_tokens):
-            self._graph.replay() if self._graph is not None else self._step()
+            self._advance()
             out[i] = self._token[0, 0]
         ended = self._now()
         return Decoded(tuple(out.tolist()), middle - started, ended - middle)
+
+    @torch.inference_mode()
+    def tokens(self, ids: Tensor, limit: int) -> Iterator[int]:
+        """Continue `ids` (1, n) by up to `limit` tokens, each given out while the GPU computes the next.
+
+        Whoever has enough asks for no more. One iteration at a time: a loop has one cache.
+        """
+        self._prepare(ids, limit)
+        self._rewind()
+        self._prefill(ids.to(self._device))
+        token = self._on_its_way()
+        for _ in range(1, limit):
+            self._advance()
+            following = self._on_its_way()
+            yield token()
+            token = following
+        yield token()
+
+    def _prepare(self, ids: Tensor, new_tokens: int) -> None:
+        if ids.shape[1] + new_tokens > self._length:
+            raise ValueError(f"{ids.shape[1]} + {new_tokens} tokens do not fit a cache of {self._length}")
+        if self._wants_graph and self._graph is None:
+            self._capture()
+
+    def _advance(self) -> None:
+        self._graph.replay() if self._graph is not None else self._step()
+
+    def _on_its_way(self) -> Callable[[], int]:
+        """The newest token, to be read when it has come to the host; until then the GPU may go on."""
+        if self._device.type != "cuda":
+            token = int(self._token)
+            return lambda: token
+        host = torch.empty(1, dtype=torch.long, pin_memory=True)
+        host.copy_(self._token.view(1), non_blocking=True)
+        came = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        came.record()
+
+        def read() -> int:
+            came.synchronize()
+            return int(host)
+
+        return read
 
     def _prefill(self, ids: Tensor) -> None:
         logits = self._model(

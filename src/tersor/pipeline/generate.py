@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import torch
 
     from tersor.nn.layouts import Layout
+    from tersor.pipeline.decode_loop import DecodeLoop
+
+_CACHE_STEP = 256  # tokens by which the decode loop's cache grows, so that it serves several prompts
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class Generator:
         except (OSError, ValueError, RuntimeError) as error:
             raise UsageError(f"{self.path}: Transformers cannot load it: {error}") from error
         self.model = loaded.to(self.device).eval()
+        self._exact = exact
+        self._loop: DecodeLoop | None = None
         lay_out(self.model, cast("Layout", layout), exact)
 
     @property
@@ -102,19 +108,59 @@ class Generator:
             sampling = {"do_sample": True, "temperature": temperature}
         streamer = _streamer(transformers, self._tokenizer, on_text) if on_text else None
         started = time.monotonic()
-        with torch.inference_mode():
-            output = self.model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
-                pad_token_id=self._tokenizer.pad_token_id or self._tokenizer.eos_token_id,
-                streamer=streamer,
-                **sampling,
-            )
+        new = None
+        if temperature == 0 and self._loops():
+            new = self._greedy(ids, max_new_tokens, streamer)
+        if new is None:
+            with torch.inference_mode():
+                output = self.model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    max_new_tokens=max_new_tokens,
+                    pad_token_id=self._tokenizer.pad_token_id or self._tokenizer.eos_token_id,
+                    streamer=streamer,
+                    **sampling,
+                )
+            new = output[0, ids.shape[1] :].tolist()
         seconds = time.monotonic() - started
-        new = output[0, ids.shape[1] :].tolist()
         text = self._tokenizer.decode(new, skip_special_tokens=True)
         return Generation(self.path, self.device, ids.shape[1], tuple(new), text, seconds, self.weight_bytes)
+
+    def _loops(self) -> bool:
+        """Whether the decode loop with its CUDA graph says what `generate` would, greedily.
+
+        Not where the plain model's bits are wanted: a static cache is attended to by other kernels.
+        """
+        return self.device.startswith("cuda") and not self._exact and decodes_plainly(self.model)
+
+    def _greedy(self, ids: torch.Tensor, limit: int, streamer: Any) -> list[int] | None:
+        """Up to `limit` tokens by the decode loop; None if the model cannot be captured."""
+        import torch
+
+        from tersor.pipeline.decode_loop import DecodeLoop
+
+        needed = ids.shape[1] + limit
+        if self._loop is None or self._loop.length < needed:
+            self._loop = DecodeLoop(self.model, -(-needed // _CACHE_STEP) * _CACHE_STEP)
+        ends = self.model.generation_config.eos_token_id
+        stops = set(ends if isinstance(ends, list) else [ends])
+        tokens = self._loop.tokens(ids, limit)
+        try:
+            new = [next(tokens)]
+        except (RuntimeError, NotImplementedError) as error:  # raised while capturing, before any token
+            logging.getLogger(__name__).info("no CUDA graph of %s: %s", type(self.model).__name__, error)
+            self._loop = None
+            return None
+        if streamer:
+            streamer.put(ids.cpu())  # which it skips
+            streamer.put(torch.tensor(new))
+        while new[-1] not in stops and (token := next(tokens, None)) is not None:
+            new.append(token)
+            if streamer:
+                streamer.put(torch.tensor([token]))
+        if streamer:
+            streamer.end()
+        return new
 
     def prompt_ids(self, prompt: str, chat: bool = False) -> torch.Tensor:
         """The prompt's tokens (1, n), as a user's turn if `chat`."""
@@ -131,6 +177,36 @@ class Generator:
         )
         chat_ids: torch.Tensor = encoded["input_ids"]
         return chat_ids
+
+
+def decodes_plainly(model: Any) -> bool:
+    """Whether greedy decoding of `model` is the likeliest token each time, and its step can be captured.
+
+    A checkpoint's generation settings may ask for more (penalties, forced or suppressed tokens),
+    and some models' forward waits for the GPU (Transformers knows which) or reads its routing.
+    """
+    from tersor.nn import CompressedExperts
+
+    settings = model.generation_config
+    asks = any(getattr(settings, name, None) not in neutral for name, neutral in _NEUTRAL.items())
+    experts = any(isinstance(module, CompressedExperts) for module in model.modules())
+    return not asks and not experts and bool(getattr(model, "_can_compile_fullgraph", False))
+
+
+_UNSET: tuple[Any, ...] = (None, False, 0, [], {})
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(
+        (
+            "min_length", "min_new_tokens", "no_repeat_ngram_size", "bad_words_ids", "forced_bos_token_id",
+            "forced_eos_token_id", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
+            "sequence_bias", "watermarking_config", "stop_strings", "prompt_lookup_num_tokens", "dola_layers",
+            "penalty_alpha", "remove_invalid_values", "token_healing", "max_time", "encoder_no_repeat_ngram_size",
+        ),
+        _UNSET,
+    ),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "guidance_scale"), (None, 1, 1.0)),
+    **dict.fromkeys(("num_beams", "num_return_sequences", "num_beam_groups"), (None, 1)),
+}  # fmt: skip
 
 
 def _streamer(transformers: Any, tokenizer: Any, on_text: Callable[[str], None]) -> Any:
