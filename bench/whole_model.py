@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor.config
 from random_models import SHAPES, compress_from_host, made, quantized_model
 
 from tersor.nn import lay_out
@@ -108,9 +109,10 @@ def lossless(run: Run, config: Any) -> tuple[float, dict[str, bool]]:
 
 
 def option(text: str) -> tuple[str, bool | int]:
-    """KEY=VALUE; 0 and 1 are false and true."""
+    """KEY=VALUE, the value a number, of the type that torch's compiler wants for this key."""
     key, _, value = text.partition("=")
-    return key, bool(int(value)) if value in ("0", "1") else int(value)
+    kind = type(torch._inductor.config.shallow_copy_dict()[key])
+    return key, bool(int(value)) if kind is bool else int(value)
 
 
 def main() -> int:
@@ -127,7 +129,7 @@ def main() -> int:
     parser.add_argument("--no-fuse", dest="fuse", action="store_false", help="without compiled steps")
     parser.add_argument(
         "--compile", metavar="KEY=VALUE", action="append", type=option, default=[],
-        help="an option of torch's compiler, as triton.enable_pdl=1 or coordinate_descent_tuning=1; for all rows",
+        help="an option of torch's compiler, as combo_kernels=1 or triton.enable_pdl=1; for all rows",
     )  # fmt: skip
     parser.add_argument("--only", choices=["lossless", "quantized"], help="half of the rows")
     parser.add_argument("--out", type=Path)
