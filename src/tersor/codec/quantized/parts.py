@@ -126,6 +126,7 @@ def from_parts(entry: TensorEntry, parts: Mapping[str, Array], where: str = "ten
     if not isinstance(p, SpqrParameters):
         return _integers(entry, parts, where)
     groups = p.groups(columns)
+    _check_stats(p, parts[STATS], where)
     stats = parts[STATS].view("<f2").astype(np.float16, copy=False)
     if p.stat_bits:
         levels = unpack(parts[LEVELS], p.stat_bits, 2 * groups)
@@ -133,7 +134,6 @@ def from_parts(entry: TensorEntry, parts: Mapping[str, Array], where: str = "ten
         levels = np.zeros((rows, 2 * groups), np.uint8)
         direct, stats = stats, np.zeros((*stats.shape[:2], 4), np.float16)
         stats[..., [SCALE_MIN, ZERO_MIN]] = direct
-    _check_stats(stats, p.stat_bits, where)
     index, value = _outliers(p, parts, rows, columns, where)
     return Quantized(
         p.bits,
@@ -152,9 +152,11 @@ def from_parts(entry: TensorEntry, parts: Mapping[str, Array], where: str = "ten
     )
 
 
-def _check_stats(stats: npt.NDArray[np.float16], stat_bits: int, where: str) -> None:
-    size = np.abs(stats.astype(np.float64))
-    reach = size[..., [SCALE_MIN, ZERO_MIN]] + size[..., [SCALE_STEP, ZERO_STEP]] * ((1 << stat_bits) - 1)
+def _check_stats(p: SpqrParameters, stored: Array, where: str) -> None:
+    reach = np.abs(stored.view("<f2").astype(np.float64))
+    if p.stat_bits:
+        top = (1 << p.stat_bits) - 1
+        reach = reach[..., [SCALE_MIN, ZERO_MIN]] + reach[..., [SCALE_STEP, ZERO_STEP]] * top
     if not (reach < _OVERFLOW).all():  # not a number is not less either
         raise BadStats(
             f"{where}: its scales or zeros are not finite; the data is damaged, copy or download it again"
@@ -162,10 +164,11 @@ def _check_stats(stats: npt.NDArray[np.float16], stat_bits: int, where: str) -> 
 
 
 def check_places(entry: TensorEntry, parts: Mapping[str, Array], where: str = "tensor") -> None:
-    """Raise BadOrder or BadOutliers unless every column and place of an `spqr` matrix lies inside it."""
+    """Raise unless every column and place of an `spqr` matrix lies inside it, and all its numbers are finite."""
     rows, columns = entry.shape
     p = entry.parameters
     if isinstance(p, SpqrParameters):
+        _check_stats(p, parts[STATS], where)
         _outliers(p, parts, rows, columns, where)
         if p.order:
             _order(parts[ORDER], columns, where)
