@@ -36,7 +36,8 @@ def test_an_average_is_kept(
     bits: float, family: str, run: Callable[[Goal], NearLosslessResult], tmp_path: Path
 ) -> None:
     result = run(target("bits", bits, family))  # type: ignore[arg-type]
-    assert bits - 0.8 < result.bits.per_weight <= bits  # of what is quantised; a small matrix may stay lossless
+    # of what is quantised; a small matrix may stay lossless, which counts too
+    assert bits - 0.8 < result.bits.per_weight <= bits
     assert verify(tmp_path / "out").ok
 
 
