@@ -11,6 +11,7 @@ import pytest
 from tersor.cli.amounts import parse_bytes, parse_share, parse_tokens
 from tersor.cli.commands.near_lossless import Options, request
 from tersor.format.errors import UsageError
+from tersor.quantize.settings import Settings
 
 Command = Any
 
@@ -38,6 +39,13 @@ def test_without_options_it_is_lossless() -> None:
         ({"max_kl": 0.1, "method": "gptq", "calib": Path("a")}, "leave --method out"),
         ({"bits": 4.5, "method": "rtn", "calib": Path("a")}, "whole number of bits"),
         ({"bits": 9.0, "calib": Path("a")}, "2 to 8"),
+        ({"bits": 4.0, "method": "gptq", "stat_bits": 3, "calib": Path("a")}, "--stat-bits does not belong"),
+        (
+            {"bits": 4.0, "method": "rtn", "act_order": "none", "calib": Path("a")},
+            "--act-order does not belong",
+        ),
+        ({"max_kl": 0.1, "act_order": "none", "calib": Path("a")}, "--act-order fixes the method"),
+        ({"bits": 4.0, "stat_bits": 9, "calib": Path("a")}, "stat_bits must be 0"),
         ({"bits": 4.0, "method": "integers", "group": 8, "calib": Path("a")}, "--group does not belong"),
         ({"max_ppl_loss": "much", "calib": Path("a")}, "--max-ppl-loss much: give a share"),
         ({"size": "large", "calib": Path("a")}, "--size large: give a size"),
@@ -67,6 +75,15 @@ def test_the_goal_that_is_meant(given: dict[str, Any], kind: str, value: float) 
     goal, calibration = wanted
     assert (goal.kind, goal.value) == (kind, pytest.approx(value))
     assert (calibration.sequences, calibration.length, calibration.seed) == (128, None, 0)
+
+
+def test_settings_reach_the_method() -> None:
+    given = {"bits": 3.0, "group": 32, "rows": 64, "tau": 0.5, "stat_bits": 4, "act_order": "columns"}
+    wanted = request(options(calib=Path("a"), **given))
+    assert wanted is not None
+    (method,) = wanted[0].methods
+    assert isinstance(method, Settings)
+    assert {name: getattr(method, name) for name in given} == given
 
 
 def test_amounts() -> None:

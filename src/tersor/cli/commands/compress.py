@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tersor.cli.commands.near_lossless import Method, Options, late_bar, request, show_result, show_step
+from tersor.cli.commands.near_lossless import (
+    ActOrder,
+    Method,
+    Options,
+    late_bar,
+    request,
+    show_result,
+    show_step,
+)
 from tersor.cli.commands.options import AsJson, Model, Quiet
 from tersor.cli.render import name, out, print_json, progress_bar, seconds, size
 
@@ -92,6 +100,21 @@ def command(
             help="Outlier threshold (spqr): 0.2, and 0.45 below 4 bits, unless given; less keeps more outliers.",
         ),
     ] = None,
+    stat_bits: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=_HOW,
+            help="Bits of a scale's and of a zero's code (spqr): 3 unless given; 0 stores 16-bit floats.",
+        ),
+    ] = None,
+    act_order: Annotated[
+        ActOrder | None,
+        typer.Option(
+            rich_help_panel=_HOW,
+            help="Quantise what matters most first (spqr, gptq): whole groups, which stay in place; columns, which "
+            "makes products gather their input; or none. Groups unless given.",
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(rich_help_panel=_HOW, help="cpu, cuda, or auto (the default).")
     ] = None,
@@ -146,6 +169,8 @@ def command(
             group,
             rows,
             tau,
+            stat_bits,
+            act_order,
             calib,
             sequences,
             length,

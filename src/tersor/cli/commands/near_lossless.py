@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tersor.pipeline.near_lossless.job import NearLosslessResult
 
 Method = Literal["spqr", "gptq", "rtn", "integers"]
+ActOrder = Literal["none", "columns", "groups"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Options:
     group: int | None
     rows: int | None
     tau: float | None
+    stat_bits: int | None
+    act_order: ActOrder | None
     calib: Path | None
     sequences: int | None
     length: int | None
@@ -72,12 +75,13 @@ def _goal(options: Options) -> Goal:
     require_transformers()  # what follows needs torch; this says what to install
     from tersor.pipeline.near_lossless.goal import one_method, target
 
-    own = [o for o in options.given() if o in ("--group", "--rows", "--tau")]
+    own = [o for o in options.given() if o in ("--group", "--rows", "--tau", "--stat-bits", "--act-order")]
     bits = options.bits
     if bits is not None and not math.isfinite(bits):
         raise UsageError(f"--bits {bits}: give a number such as 4 or 4.5")
     if bits is not None and (bits == int(bits) or options.method not in (None, "spqr")):
-        return one_method(options.method or "spqr", bits, options.group, options.rows, options.tau)
+        settings = (options.group, options.rows, options.tau, options.stat_bits, options.act_order)
+        return one_method(options.method or "spqr", bits, *settings)
     if own:
         raise UsageError(
             f"{own[0]} fixes the method, and here an allocation chooses it; give it with a whole number of --bits"

@@ -7,14 +7,14 @@ candidates, or stays lossless.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from tersor.format.errors import UsageError
 from tersor.quantize.integers import IntegerSettings
 from tersor.quantize.method import Method
-from tersor.quantize.settings import Settings, gptq, preset, rtn
+from tersor.quantize.settings import ActOrder, Settings, gptq, preset, rtn
 
 Kind = Literal["method", "bits", "size", "kl", "ppl"]
 Family = Literal["spqr", "gptq", "rtn", "integers"]
@@ -78,25 +78,32 @@ def one_method(
     group: int | None = None,
     rows: int | None = None,
     tau: float | None = None,
+    stat_bits: int | None = None,
+    act_order: ActOrder | None = None,
 ) -> Goal:
     """Every matrix by one method. Raises `UsageError` for settings that the method does not have.
 
-    group, rows, tau: g, h and the outlier threshold; None is the method's default, for `group` of gptq and
+    group, rows, tau, stat_bits: g, h, the outlier threshold, and bits of a scale's and a zero's code;
+    act_order: in which order columns are quantised. None is the method's default, for `group` of gptq and
     rtn the whole row.
     """
     if family == "integers":
-        _refuse(family, group=group, rows=rows, tau=tau)
+        _refuse(family, group=group, rows=rows, tau=tau, stat_bits=stat_bits, act_order=act_order)
         return Goal("method", bits, (IntegerSettings(bits),))
     if bits != int(bits):
         raise UsageError(f"codes of {family} have a whole number of bits, not {bits:g}")
     width = int(bits)
     if family == "spqr":
-        changes = {"bits": width, "group": group, "rows": rows, "tau": tau}
+        changes: dict[str, object] = {"bits": width, "group": group, "rows": rows, "tau": tau}
+        changes |= {"stat_bits": stat_bits, "act_order": act_order}
         given = {name: value for name, value in changes.items() if value is not None}
         base = "3-bit" if width <= 3 else "4-bit"
         return Goal("method", bits, (preset(base, **given),))
-    _refuse(family, rows=rows, tau=tau)
-    return Goal("method", bits, (gptq(width, group) if family == "gptq" else rtn(width, group),))
+    _refuse(family, rows=rows, tau=tau, stat_bits=stat_bits)
+    if family == "rtn":
+        _refuse(family, act_order=act_order)
+        return Goal("method", bits, (rtn(width, group),))
+    return Goal("method", bits, (replace(gptq(width, group), act_order=act_order or "groups"),))
 
 
 def target(kind: Kind, value: float, family: Family) -> Goal:
@@ -118,7 +125,7 @@ def describe(method: Method) -> str:
     return f"{name} {method.bits} bits, {group}"
 
 
-def _refuse(family: Family, **settings: float | None) -> None:
-    given = [name for name, value in settings.items() if value is not None]
+def _refuse(family: Family, **settings: float | str | None) -> None:
+    given = [name.replace("_", "-") for name, value in settings.items() if value is not None]
     if given:
         raise UsageError(f"--{given[0]} does not belong to --method {family}")
