@@ -17,7 +17,8 @@ from tersor.format.checkpoint import open_checkpoint
 from tersor.format.constants import CODEC_HUFFMAN
 from tersor.format.manifest import TensorEntry
 from tersor.nn import compress, lay_out
-from tersor.nn.joint import Joint, JointScope
+from tersor.nn.joint import Joint
+from tersor.nn.scope import Scope
 
 Build = Callable[[str], Path]
 
@@ -69,7 +70,7 @@ def test_projections_are_joined(
     model.save_pretrained(tmp_path)
     assert tersor.verify(tmp_path, against=plain("qwen2-joint")).ok
     model.dequantize()
-    assert not joints(model) and not any(isinstance(module, JointScope) for module in model.modules())
+    assert not joints(model) and not any(isinstance(module, Scope) for module in model.modules())
     assert torch.equal(model(ids).logits, reference(ids).logits)
     assert model.state_dict().keys() == reference.state_dict().keys()
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tersor.nn import compress, lay_out, restore
-from tersor.nn.joint import MAX_TOKENS, Joint, JointScope, Part
+from tersor.nn.joint import MAX_TOKENS, Joint, Part
+from tersor.nn.scope import Scope
 
 HIDDEN, HEIGHTS = 96, (48, 32, 24)  # the last one's last strip is half full
 
@@ -177,7 +178,7 @@ def test_weights_copies_and_the_way_back(entry: Any) -> None:
     torch.save(module, saved)
     saved.seek(0)
     for twin in (module, copy.deepcopy(module), torch.load(saved, weights_only=False)):
-        assert isinstance(twin, JointScope) and same(twin(x), plain(x))
+        assert isinstance(twin, Scope) and same(twin(x), plain(x))
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             ours, theirs = getattr(twin, name).weight.clone(), getattr(plain, name).weight
             assert torch.equal(ours.view(torch.int16), theirs.view(torch.int16))

@@ -4,11 +4,11 @@ At one token a product is a few microseconds of reading, and a third of one begi
 the memory is up to speed. Siblings' matrices therefore lie one below the other as one matrix
 (`Joint`), and one launch multiplies it. Yet the model's code goes on asking three layers:
 
-    parent.forward                             the parent's class is a subclass made here, whose forward
-      q_proj(x)   multiplies all of the joint        opens the joint, runs the plain forward, closes it
-      k_proj(x)   finds its part ready
-      v_proj(x)   finds its part ready
-    end           nothing is kept
+    parent.forward    a scope (`tersor.nn.scope`): opens the joint, runs the plain forward, closes it
+      q_proj(x)       multiplies all of the joint
+      k_proj(x)       finds its part ready
+      v_proj(x)       finds its part ready
+    end               nothing is kept
 
 What is ready is given out once, and only to whoever brings the very tensor that it was made from:
 the same object and, where autograd counts, the same version of it. A sibling with another input,
@@ -18,8 +18,7 @@ its own rows of the joint matrix, in place. So does a sibling that is called whe
 not, and all of them when there are many tokens and nothing is to be won. Results are the same
 bits either way, because every sum of the layout's products is ordered by columns alone.
 
-All of this is plain attributes, set and reset within one call of the parent. `torch.compile` follows
-it and sees one product and three slices, `fullgraph` too; a CUDA graph captures the same. Forward
+`torch.compile` follows all of this and sees one product and three slices. Forward
 hooks were rejected (they meet accelerate's), so was keeping results by weak references to inputs
 (dynamo cannot follow), and leaving equal products to common subexpression elimination (inductor
 has none for inference).
@@ -29,7 +28,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, wraps
 from typing import Any
 
 import torch
@@ -38,8 +36,8 @@ from torch.nn import functional as F
 
 from tersor.nn.forms import Arrays, Form
 from tersor.nn.fused import Fused
+from tersor.nn.scope import JOINT, open_scope
 
-JOINT = "joint"  # the name under which each sibling has it as a child
 MAX_TOKENS = 64  # beyond, a sibling's product alone keeps the GPU busy
 
 
@@ -84,6 +82,17 @@ class Joint(nn.Module):
         if all(other is None for other in ready.outputs):
             ready.input, ready.outputs = None, ()
         return output
+
+    def begin(self) -> Any:
+        """Before the parent's forward."""
+        before, self.ready = self.ready, Ready()
+        return before
+
+    def end(self, before: Any, finished: bool) -> None:
+        """After it: a product that nobody asked for proves the guess wrong."""
+        if finished and self.ready is not None and self.ready.input is not None:
+            self.together = False
+        self.ready = before
 
     def _products(self, x: Tensor) -> tuple[Tensor, ...]:
         """Every member's product with `x`, contiguous as the plain layer's."""
@@ -132,16 +141,6 @@ class Part(Fused):
         return super().linear(module, x, bias) if taken is None else taken
 
 
-class JointScope(nn.Module):
-    """Mixin of the classes that `open_joints` makes of parents: their joints are open while they run."""
-
-    plain_class: Any
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copy and pickle by the plain class: this one is made at run time."""
-        return _blank, (self.plain_class,), self.__dict__
-
-
 def join(parent: nn.Module, members: Sequence[nn.Module], form: Form, arrays: Arrays) -> None:
     """Give the layers `members` of `parent`, their own arrays removed, a joint matrix in their place."""
     joint = Joint(form, arrays, members)
@@ -152,67 +151,13 @@ def join(parent: nn.Module, members: Sequence[nn.Module], form: Form, arrays: Ar
         member.add_module(JOINT, joint)
         compressed["weight"] = Part(**vars(own), index=index, first=first)
         first += own.form.rows
-    if not isinstance(parent, JointScope):
-        plain: Any = type(parent)
-        changed: Any = parent
-        changed.__class__ = _scope_class(plain)
-
-
-def close_scopes(model: nn.Module) -> None:
-    """Give parents that have no joint any more their plain class again."""
-    for module in model.modules():
-        if isinstance(module, JointScope) and not _joints(module):
-            plain: Any = module
-            plain.__class__ = module.plain_class
-
-
-@cache
-def _scope_class(plain: Any) -> type[JointScope]:
-    @wraps(plain.forward)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        joints = _joints(self)
-        outer = [joint.ready for joint in joints]  # a parent that calls itself
-        for joint in joints:
-            joint.ready = Ready()
-        try:
-            result = plain.forward(self, *args, **kwargs)
-            for joint in joints:
-                if joint.ready is not None and joint.ready.input is not None:
-                    joint.together = False
-            return result
-        finally:
-            for joint, before in zip(joints, outer, strict=True):
-                joint.ready = before
-
-    attributes = {
-        "forward": forward,
-        "plain_class": plain,
-        "__module__": plain.__module__,
-        "__doc__": plain.__doc__,
-    }
-    return type(plain.__name__, (JointScope, plain), attributes)
-
-
-def _blank(plain: Any) -> JointScope:
-    """An instance without state, for copy and pickle to fill."""
-    made = _scope_class(plain)
-    return made.__new__(made)
+    open_scope(parent)
 
 
 def _joint(module: nn.Module) -> Joint:
     joint = module._modules[JOINT]
     assert isinstance(joint, Joint)
     return joint
-
-
-def _joints(parent: nn.Module) -> list[Joint]:
-    """The joints of a parent's children, each once."""
-    found: list[Joint] = []
-    for child in parent.children():
-        joint = child._modules.get(JOINT)
-        if isinstance(joint, Joint) and not any(joint is other for other in found):
-            found.append(joint)
-    return found
 
 
 def _version(x: Tensor) -> int:

@@ -9,7 +9,8 @@ So it is for lossless weights. Quantised ones take 4.4 bits for 4 in groups of 3
 
 `auto` takes `fast` where it fits the GPU's free memory. Only linear layers change: an embedding
 decodes its few rows from the compact form well enough, unless it is the head's weight too.
-In `fast`, layers that are given the same input become one matrix (`tersor.nn.joint`).
+In `fast`, layers that are given the same input become one matrix (`tersor.nn.joint`); in `compact`, the
+weights of a block are decoded together (`tersor.nn.ahead`).
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ import torch
 from torch import nn
 
 from tersor.format.errors import UsageError
-from tersor.nn import sharing, siblings
+from tersor.nn import ahead, sharing, siblings
 from tersor.nn.fused import Fused, can_hold, can_share, fused_bytes
-from tersor.nn.joint import close_scopes
 from tersor.nn.linear import CompressedLinear
 from tersor.nn.module import CompressedModule
+from tersor.nn.scope import close_scopes
 from tersor.nn.stored import Stored
 
 Layout = Literal["auto", "compact", "fast"]
@@ -49,6 +50,7 @@ def lay_out(
     """
     if layout not in ("auto", "compact", "fast"):
         raise UsageError(f"layout {layout!r} is not one of auto, compact, fast")
+    ahead.dissolve(model)
     candidates = list(_candidates(model, device_type))
     if layout == "auto":
         layout = "fast" if _fits([module for _, module, _ in candidates]) else "compact"
@@ -78,6 +80,7 @@ def lay_out(
             fast.add(module)
         on_layer(name)
     siblings.join_groups(found)
+    ahead.batch_blocks(model, {module for _, module, others in candidates if not others})
     close_scopes(model)
     return len(fast)
 

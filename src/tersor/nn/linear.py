@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tersor.nn import ahead
 from tersor.nn.fused import Fused
 from tersor.nn.module import CompressedModule, CompressedParameter
 
@@ -20,4 +21,4 @@ class CompressedLinear(CompressedModule, nn.Linear):
         source = self.compressed["weight"]
         if isinstance(source, Fused):
             return source.linear(self, input, self.bias)
-        return F.linear(input, self.decode("weight"), self.bias)
+        return F.linear(input, ahead.decoded(self), self.bias)

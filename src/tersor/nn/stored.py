@@ -105,7 +105,7 @@ class Stored:
 
     def decode(self, module: nn.Module) -> Tensor:
         """The whole weight."""
-        entry, arrays, p = self.entry, self._arrays(module), self.entry.parameters
+        entry, arrays, p = self.entry, self.arrays(module), self.entry.parameters
         op: Callable[..., Tensor] = torch.ops.tersor.huffman_decode
         numbers: tuple[int, ...] = ()
         if entry.codec == CODEC_INTEGERS:
@@ -119,7 +119,7 @@ class Stored:
         """Raise a FormatError, with `where`, unless kernels may decode the stored arrays (if they are here)."""
         if self.device(module).type == "meta":
             return
-        arrays = self._arrays(module)
+        arrays = self.arrays(module)
         if self.entry.codec == CODEC_SPQR:
             named = dict(zip(_ARGUMENTS[CODEC_SPQR], arrays, strict=True))
             small = {k: v.detach().cpu().numpy() for k, v in named.items() if v is not None and k != CODES}
@@ -136,7 +136,7 @@ class Stored:
         if entry.codec != CODEC_HUFFMAN:
             return self.decode(module).reshape(matrix_shape(self.shape))[rows]
         decoded: Tensor = torch.ops.tersor.huffman_decode_rows(
-            *self._arrays(module), entry.dtype, entry.shape, rows
+            *self.arrays(module), entry.dtype, entry.shape, rows
         )
         return decoded.to(self.dtype)
 
@@ -156,7 +156,7 @@ class Stored:
             del module._parameters[name]
         return weight
 
-    def _arrays(self, module: nn.Module) -> tuple[Tensor | None, ...]:
+    def arrays(self, module: nn.Module) -> tuple[Tensor | None, ...]:
         """The operator's arrays; None for those that this tensor does not have."""
         # by attribute, not from `_parameters`: offloading puts its own tensors there before each forward
         return tuple(getattr(module, self.name + suffix, None) for suffix in _ARGUMENTS[self.entry.codec])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tersor.format.manifest import TensorEntry
+from tersor.nn.ahead import leave
 from tersor.nn.deferred import Source
 from tersor.nn.embedding import CompressedEmbedding
 from tersor.nn.experts import CompressedExperts, ExpertStack, StoredWeight
@@ -60,6 +61,7 @@ def is_compressed(module: nn.Module, name: str | None = None) -> bool:
 
 def restore(module: CompressedModule) -> None:
     """Decode every parameter of `module` and make it the plain module it was."""
+    leave(module)
     sources = module.compressed
     weights = {name: source.restore(module) for name, source in sources.items()}
     del module.compressed

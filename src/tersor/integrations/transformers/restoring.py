@@ -9,8 +9,9 @@ import torch
 
 from tersor.format.errors import UsageError
 from tersor.nn import CompressedModule, Stored, restore
+from tersor.nn.ahead import dissolve
 from tersor.nn.fused import Fused
-from tersor.nn.joint import close_scopes
+from tersor.nn.scope import close_scopes
 
 
 def restore_model(model: Any, converters: Sequence[Any], dtype: torch.dtype | None) -> Any:
@@ -36,6 +37,7 @@ def restore_model(model: Any, converters: Sequence[Any], dtype: torch.dtype | No
             pairs[target] = source
     for _, module in compressed:
         restore(module)
+    dissolve(model)
     close_scopes(model)
     vars(model).pop("_tied_weights_keys", None)
     model.all_tied_weights_keys = pairs

@@ -1,0 +1,94 @@
+"""Modules in whose forward something is shared: work that one layer does for others, and nothing afterwards.
+
+A scope's class is a subclass, made here, of the module's own. Its forward opens what is shared below
+the module, runs the plain forward and closes it again, whatever happened. So nothing that is kept for a
+sibling outlives the call, and a layer that is called outside of it does its own work alone. All of
+it is plain attributes, which `torch.compile` follows with `fullgraph` and a CUDA graph does not see.
+"""
+
+from __future__ import annotations
+
+from functools import cache, wraps
+from typing import Any, Protocol
+
+from torch import nn
+
+JOINT = "joint"  # a child of siblings that is shared by them in their parent's forward
+BATCHES = "batches"  # an attribute of a module: what its descendants share in its forward
+
+
+class Shared(Protocol):
+    """What is shared while a module's forward runs."""
+
+    def begin(self) -> Any:
+        """Before the forward; what `end` is to be given."""
+        ...
+
+    def end(self, before: Any, finished: bool) -> None:
+        """After it, `finished` or not: as it was before."""
+        ...
+
+
+class Scope(nn.Module):
+    """Mixin of the classes made here."""
+
+    plain_class: Any
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Copy and pickle by the plain class: this one is made at run time."""
+        return _blank, (self.plain_class,), self.__dict__
+
+
+def open_scope(module: nn.Module) -> None:
+    """Make `module` a scope, in place, if it is none."""
+    if not isinstance(module, Scope):
+        plain: Any = type(module)
+        changed: Any = module
+        changed.__class__ = _scope_class(plain)
+
+
+def close_scopes(model: nn.Module) -> None:
+    """Give modules in which nothing is shared any more their plain class again."""
+    for module in model.modules():
+        if isinstance(module, Scope) and not _shared(module):
+            plain: Any = module
+            plain.__class__ = module.plain_class
+
+
+def _shared(module: nn.Module) -> list[Shared]:
+    """What is shared in a module's forward, each once."""
+    found: list[Any] = list(module.__dict__.get(BATCHES, ()))
+    for child in module.children():
+        joint = child._modules.get(JOINT)
+        if joint is not None and not any(joint is other for other in found):
+            found.append(joint)
+    return found
+
+
+@cache
+def _scope_class(plain: Any) -> type[Scope]:
+    @wraps(plain.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        opened = [(shared, shared.begin()) for shared in _shared(self)]
+        finished = False
+        try:
+            result = plain.forward(self, *args, **kwargs)
+            finished = True
+            return result
+        finally:
+            for shared, before in opened:
+                shared.end(before, finished)
+
+    attributes = {
+        "forward": forward,
+        "plain_class": plain,
+        "__module__": plain.__module__,
+        "__doc__": plain.__doc__,
+    }
+    return type(plain.__name__, (Scope, plain), attributes)
+
+
+def _blank(plain: Any) -> Scope:
+    """An instance without state, for copy and pickle to fill."""
+    made = _scope_class(plain)
+    return made.__new__(made)

@@ -1,0 +1,184 @@
+"""Weights of a block decoded in one go: the same products, one launch, nothing kept (on the CPU's operators)."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tersor.format.constants import CODEC_HUFFMAN
+from tersor.format.manifest import TensorEntry
+from tersor.nn import CompressedLinear, ahead, compress, lay_out, restore
+from tersor.nn.scope import Scope
+
+HIDDEN = 96
+
+
+def linear(rows: int = HIDDEN, cols: int = HIDDEN, dtype: torch.dtype = torch.bfloat16) -> nn.Linear:
+    return nn.Linear(cols, rows, dtype=dtype)
+
+
+class Block(nn.Module):
+    """Layers one after the other, one of them in a module of its own; `skip` leaves one out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = linear(72), linear(HIDDEN, 72)
+        self.inner = nn.Sequential(linear())
+
+    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
+        """(..., HIDDEN) -> the same."""
+        x = torch.tanh(self.second(self.first(x)))
+        return x if skip else x + self.inner(x)
+
+
+class Model(nn.Module):
+    """Two blocks and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(), Block()])
+        self.head = linear(40)
+
+    def forward(self, x: Tensor, skip: bool = False) -> Tensor:
+        """(..., HIDDEN) -> (..., 40)."""
+        for block in self.blocks:
+            x = block(x, skip)
+        out: Tensor = self.head(x)
+        return out
+
+
+class Operators(TorchDispatchMode):
+    """Counts tersor's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "tersor":
+            self.count[func._opname] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def pair(model: nn.Module) -> tuple[Any, Any]:
+    """The model compressed and laid out compactly, and its plain twin."""
+    plain = copy.deepcopy(model)
+    for module in list(model.modules()):
+        if isinstance(module, nn.Linear):
+            tiles, offsets, book = torch.ops.tersor.huffman_encode(module.weight)
+            parts = {"weight_tiles": tiles, "weight_offsets": offsets, "weight_book": book}
+            kind = {torch.bfloat16: "BF16", torch.float16: "F16"}[module.weight.dtype]
+            entry = TensorEntry(CODEC_HUFFMAN, kind, tuple(module.weight.shape), "0" * 64)
+            compress(module, "weight", entry, parts)
+    assert lay_out(model, "compact", device_type="cpu") == 0
+    return model, plain
+
+
+def batches(model: Any) -> list[ahead.Batch]:
+    return [b for module in model.modules() for b in module.__dict__.get("batches", ())]
+
+
+def idle(model: Any) -> bool:
+    """Whether nothing decoded is left anywhere."""
+    return all(not batch.open and batch.decoded == () for batch in batches(model))
+
+
+def test_one_launch_for_a_block() -> None:
+    model, plain = pair(Model())
+    x = torch.randn(2, 3, HIDDEN).bfloat16()
+    with Operators() as operators, torch.inference_mode():
+        assert torch.equal(model(x), plain(x))
+    assert operators.count == {"huffman_decode_many": 2, "huffman_decode": 1}
+    assert idle(model) and all(batch.together for batch in batches(model))
+    assert isinstance(model.blocks[0], Scope) and type(model.blocks[0]).__name__ == "Block"
+
+
+def test_a_layer_alone_and_one_left_out() -> None:
+    """Outside of the block each decodes its own; a weight that nobody wanted ends it."""
+    model, plain = pair(Model())
+    x = torch.randn(2, HIDDEN).bfloat16()
+    assert torch.equal(model.blocks[0].first(x), plain.blocks[0].first(x))
+    assert all(batch.together for batch in batches(model))
+    for _ in range(2):
+        assert torch.equal(model(x, True), plain(x, True)) and torch.equal(model(x), plain(x))
+    assert idle(model) and not any(batch.together for batch in batches(model))
+
+
+def test_an_error_leaves_nothing_behind() -> None:
+    model, plain = pair(Model())
+    with pytest.raises(RuntimeError):
+        model(torch.randn(2, HIDDEN + 1).bfloat16())
+    assert idle(model)
+    x = torch.randn(2, HIDDEN).bfloat16()
+    assert torch.equal(model(x), plain(x)) and all(batch.together for batch in batches(model))
+
+
+def test_a_layer_called_twice() -> None:
+    class Twice(Block):
+        def forward(self, x: Tensor, skip: bool = False) -> Tensor:
+            return self.second(self.first(x)) + self.second(self.first(x)) + self.inner(x)
+
+    model, plain = pair(nn.Sequential(nn.ModuleList([Twice()])))
+    x = torch.randn(2, HIDDEN).bfloat16()
+    assert torch.equal(model[0][0](x), plain[0][0](x)) and idle(model)
+
+
+def test_what_is_batched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the scratch's size, of one dtype, not experts in lists within, not single layers."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(*[linear() for _ in range(5)], linear(dtype=torch.float16))
+            self.experts = nn.ModuleList([linear() for _ in range(2)])
+
+    monkeypatch.setattr(ahead, "_SCRATCH_BYTES", 2 * HIDDEN * HIDDEN * 2)
+    model, _ = pair(nn.Sequential(nn.ModuleList([Mixed()]), linear()))
+    layers = list(model[0][0].layers)
+    assert [list(batch.members) for batch in batches(model)] == [layers[:2], layers[2:4]]
+
+
+def test_copies_and_the_way_back() -> None:
+    model, plain = pair(Model())
+    x = torch.randn(2, HIDDEN).bfloat16()
+    saved = io.BytesIO()
+    torch.save(model, saved)
+    saved.seek(0)
+    for twin in (copy.deepcopy(model), torch.load(saved, weights_only=False)):
+        with Operators() as operators:
+            assert torch.equal(twin(x), plain(x))
+        assert operators.count["huffman_decode_many"] == 2
+        members = {m for batch in batches(twin) for m in batch.members}
+        assert members < set(twin.modules()) and not members & set(model.modules())
+    wide = copy.deepcopy(model).to(torch.float32)
+    assert torch.equal(wide(x.float()), copy.deepcopy(plain).float()(x.float()))
+    lay_out(model, "fast", device_type="cpu")
+    assert type(model.blocks[0]) is Block and not batches(model) and torch.equal(model(x), plain(x))
+    lay_out(model, "compact", device_type="cpu")
+    assert len(batches(model)) == 2
+    first: CompressedLinear = model.blocks[0].first
+    restore(first)
+    assert type(first) is nn.Linear and torch.equal(model(x), plain(x))
+
+
+def test_it_compiles_whole() -> None:
+    model, plain = pair(Model())
+    calls: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        calls.append(sum("huffman_decode" in str(node.target) for node in graph.graph.nodes))
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled, x = torch.compile(model, fullgraph=True, backend=backend), torch.randn(1, HIDDEN).bfloat16()
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.equal(compiled(x), plain(x))
+    assert calls == [3] and idle(model)
