@@ -1,7 +1,7 @@
 // A matrix in one of the layouts (stage.cuh) back to row-major bfloat16, bit for bit.
 //
 // A block of threads decodes one segment, 16 rows x 512 columns, into shared memory, a warp per stage of 128 columns;
-// puts the exceptions into their places there; and writes whole rows of it.
+// puts the exceptions into their places there; and writes whole rows of it. Until it writes it may overlap its predecessor.
 #include "row_scale.cuh"
 
 constexpr int THREADS = 128, ROW_THREADS = THREADS / TILE_ROWS;
@@ -54,6 +54,7 @@ decode(const u8* __restrict__ weights, const int* __restrict__ places, const u8*
     __syncthreads();
     const int height = min(TILE_ROWS, rows - strip * TILE_ROWS), width = min(SEGMENT_COLS, cols - segment * SEGMENT_COLS);
     out += (long long)strip * TILE_ROWS * cols + segment * SEGMENT_COLS;
+    previous_done();  // which may still read what was in this memory before
     if (cols % 8 == 0) {
         const int piece = threadIdx.x % PIECES;
         if (piece * 8 < width)

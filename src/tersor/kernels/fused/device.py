@@ -55,7 +55,7 @@ def decode(matrix: Matrix[Geometry]) -> Tensor:
     geometry, device = matrix.geometry, matrix.stages.device
     out = matrix.stages.new_empty((geometry.rows, geometry.cols), dtype=torch.bfloat16)
     _decode_kernel(geometry.macros)(
-        Launch((geometry.records, 1), _DECODE_THREADS), device,
+        Launch((geometry.records, 1), _DECODE_THREADS, overlap=True), device,
         matrix.stages, matrix.places, matrix.records, out,
         geometry.rows, geometry.cols, geometry.halves, geometry.segments, matrix.unit,
     )  # fmt: skip
