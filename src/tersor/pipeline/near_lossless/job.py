@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tersor._version import __version__
 from tersor.codec import encode
 from tersor.codec.quantized.matrix import Bits
 from tersor.codec.quantized.parts import Matrix
@@ -188,7 +189,7 @@ def _identity(goal: Goal, sequences: Tensor, windows: list[Tensor] | None) -> di
     digest = hashlib.sha256(sequences.numpy().tobytes())
     for window in windows or []:
         digest.update(window.numpy().tobytes())
-    return {"goal": repr(goal), "tokens": digest.hexdigest()}
+    return {"goal": repr(goal), "tokens": digest.hexdigest(), "tersor": __version__}
 
 
 def _search(
