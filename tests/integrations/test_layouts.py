@@ -16,6 +16,8 @@ import tersor
 from tersor.format.checkpoint import open_checkpoint
 from tersor.format.constants import CODEC_HUFFMAN
 from tersor.format.manifest import TensorEntry
+from tersor.format.validate import check_compressed
+from tersor.integrations.transformers import TersorConfig, encoding
 from tersor.nn import compress, lay_out
 from tersor.nn.joint import Joint
 from tersor.nn.scope import Scope
@@ -73,6 +75,21 @@ def test_projections_are_joined(
     assert not joints(model) and not any(isinstance(module, Scope) for module in model.modules())
     assert torch.equal(model(ids).logits, reference(ids).logits)
     assert model.state_dict().keys() == reference.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "mixtral"])
+@pytest.mark.parametrize("layout", ["compact", "fast"])
+def test_hashed_when_it_is_saved(
+    name: str, layout: Any, plain: Build, compressed: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is encoded where it is loaded to (a GPU; here the CPU stands for one) has its hash on disk all the same."""
+    monkeypatch.setattr(encoding, "encodes", lambda device: True)
+    monkeypatch.setattr(encoding, "sha256", lambda weight: pytest.fail("hashed while loading"))
+    model = AutoModelForCausalLM.from_pretrained(plain(name), quantization_config=TersorConfig())
+    lay_out(model, layout, device_type="cpu")
+    model.save_pretrained(tmp_path)
+    first, again = (check_compressed(open_checkpoint(path)).entries for path in (compressed(name), tmp_path))
+    assert dict(first) == dict(again) and tersor.verify(tmp_path, against=plain(name)).ok
 
 
 def test_a_joined_model_compiles_whole(compressed: Build, ids: torch.Tensor) -> None:

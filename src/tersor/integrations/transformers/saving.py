@@ -8,7 +8,7 @@ here first. A shard's manifest may describe tensors of other shards, hence one f
 
 from __future__ import annotations
 
-import hashlib
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ from transformers.integrations.accelerate import load_offloaded_parameter
 from tersor.format.constants import CODEC_RAW, MANIFEST_KEY
 from tersor.format.errors import UnknownDtype
 from tersor.format.manifest import TensorEntry, dump_manifest
+from tersor.integrations.transformers.encoding import UNHASHED, sha256
 from tersor.integrations.transformers.renaming import with_parts
-from tersor.kernels.ops import SAFETENSORS_DTYPES
+from tersor.kernels.ops import SAFETENSORS_DTYPES, torch_dtype
 from tersor.nn import CompressedModule, Stored
 from tersor.nn.fused import Fused
 
@@ -51,9 +52,10 @@ def state_dict_and_metadata(model: Any) -> tuple[dict[str, torch.Tensor], dict[s
             prefix = f"{path}." if path else ""
             if not isinstance(source, Stored | Fused) or prefix + source.held[0] not in state:
                 continue  # a stack of what is stored elsewhere; tied to one that is there
+            entry = _hashed(source, module)
             if isinstance(source, Fused):
                 source = _at_rest(source, module, prefix, state)
-            stored[prefix + source.name] = source.entry
+            stored[prefix + source.name] = entry
             parts |= {prefix + name for name in source.held}
     # storage of its own for each: Transformers takes tensors at one address for tied ones
     guards = {name: torch.empty(1, dtype=torch.uint8)[:0] for name in stored}
@@ -61,6 +63,14 @@ def state_dict_and_metadata(model: Any) -> tuple[dict[str, torch.Tensor], dict[s
     plain = {name: _present(model, name, tensor) for name, tensor in state.items() if name not in parts}
     entries |= {name: _raw_entry(name, t) for name, t in revert_weight_conversion(model, plain).items()}
     return state | guards, {MANIFEST_KEY: dump_manifest(entries)}
+
+
+def _hashed(source: Stored | Fused, module: Any) -> TensorEntry:
+    """The entry of a tensor, with its hash."""
+    if source.entry.sha256 != UNHASHED:
+        return source.entry
+    plain = source.cast(torch_dtype(source.entry.dtype)).decode(module)
+    return replace(source.entry, sha256=sha256(plain))
 
 
 def _at_rest(source: Fused, module: Any, prefix: str, state: dict[str, torch.Tensor]) -> Stored:
@@ -91,10 +101,4 @@ def _present(model: Any, name: str, tensor: torch.Tensor) -> torch.Tensor:
 def _raw_entry(name: str, tensor: torch.Tensor) -> TensorEntry:
     if tensor.dtype not in _SPELLINGS:
         raise UnknownDtype(f"tensor {name!r}: safetensors has no name for {tensor.dtype}")
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return TensorEntry(
-        CODEC_RAW,
-        _SPELLINGS[tensor.dtype],
-        tuple(tensor.shape),
-        hashlib.sha256(data.numpy().data).hexdigest(),
-    )
+    return TensorEntry(CODEC_RAW, _SPELLINGS[tensor.dtype], tuple(tensor.shape), sha256(tensor))
