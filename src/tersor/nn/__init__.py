@@ -4,7 +4,14 @@
 compressed and decoded when it is used; `restore(module)` undoes it. `CompressedLinear` and
 `CompressedEmbedding` are what that makes of modules that know a better way than to decode
 everything. `stack_experts` does the same for parameters that are many tensors on disk, and
-makes `CompressedExperts`.
+makes `CompressedExperts`. `lay_out` brings a model on a GPU into the layout it computes in:
+
+    forms, form_*    layouts that products read directly, behind one interface
+    fused            a weight in one of them
+    joint, siblings  layers with the same input as one matrix and one product
+    sharing          weights that several modules hold
+    ahead            a block's weights decoded together, where products need them decoded
+    scope            the modules in whose forward joints and blocks work together
 """
 
 from tersor.nn.deferred import DeferredWeight, materialize

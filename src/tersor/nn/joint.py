@@ -16,12 +16,15 @@ or one that does not come at all (cross-attention, where keys have an input of t
 after the first token), proves the guess wrong: from then on these siblings multiply apart, each
 its own rows of the joint matrix, in place. So does a sibling that is called when the parent is
 not, and all of them when there are many tokens and nothing is to be won. Results are the same
-bits either way, because every sum of the layout's products is ordered by columns alone.
+bits either way where sums are ordered by columns alone, as they are for few tokens.
 
-`torch.compile` follows all of this and sees one product and three slices. Forward
-hooks were rejected (they meet accelerate's), so was keeping results by weak references to inputs
-(dynamo cannot follow), and leaving equal products to common subexpression elimination (inductor
-has none for inference).
+One thing is not noticed: a module that writes into the input between two siblings in inference
+mode, where no versions are counted, or under `torch.compile`. No model is known to do that.
+
+`torch.compile` follows all of this and sees one product and three slices. Forward hooks were
+rejected (they meet accelerate's), so was keeping results by weak references to inputs (dynamo
+cannot follow), and leaving equal products to common subexpression elimination (inductor has none
+for inference).
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ def lay_out(
 ) -> int:
     """Bring the linear layers of `model` that are on a GPU into `layout`; returns how many are `fast` now.
 
-    One layer at a time: beside the model, memory for one decoded matrix is needed. Layers on
+    One layer at a time: beside the model, memory for one decoded matrix, or for one group of layers
+    with the same input, is needed. Layers on
     other devices (a CPU gains nothing) or offloaded stay as they are. May be called again with
     another layout. Raises UsageError for an unknown layout.
     """
