@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+import tersor.integrations.transformers  # registers, also where tersor is on the path and not installed
 from tersor.pipeline.compress import compress
 
 TINY = {
