@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-import tersor.integrations.transformers  # registers, also where tersor is on the path and not installed
+import tersor.integrations.transformers  # noqa: F401  (registers, also where tersor is on the path only)
 from tersor.pipeline.compress import compress
 
 TINY = {
