@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tersor.pipeline.compress import compress
-from tersor.pipeline.decode_loop import DecodeLoop
+from tersor.pipeline.decode_loop import DecodeLoop, replays
 from tersor.pipeline.generate import Generator, decodes_plainly
 
 
@@ -81,6 +81,57 @@ def test_what_greedy_decoding_alone_would_not_say(demo_model: Path) -> None:
         setattr(model.generation_config, name, value)
         assert not decodes_plainly(model)
         setattr(model.generation_config, name, before)
+
+
+def tiny(kind: str, **options: Any) -> Any:
+    """A model of two layers and random weights, large enough for tokens to differ."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 96}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    if not hasattr(transformers, f"{kind}Config"):
+        pytest.skip(f"transformers {transformers.__version__} has no {kind}")
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{kind}Config")(**sizes, **heads, **ends, **options)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    for parameter in model.parameters():
+        parameter.data *= 4 if parameter.dim() > 1 else 1
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("Mistral", {"sliding_window": 12}),
+        ("OlmoHybrid", {"layer_types": ["linear_attention", "full_attention"]}),
+        ("Llama", {}),
+    ],
+)
+def test_caches_of_every_kind(kind: str, options: dict[str, Any]) -> None:
+    """A cache that counts in Python is not captured; and none remembers the prompt before."""
+    model = tiny(kind, **options)
+    ids, others = torch.randint(3, 90, (2, 1, 9)).unbind()
+    loop = DecodeLoop(model, 40)
+    assert replays(loop._cache) == decodes_plainly(model) == (kind == "Llama")
+    if kind != "Llama":
+        with pytest.raises(ValueError, match="cannot be captured"):
+            DecodeLoop(model, 40, graph=True)
+    loop.run(others, 20)
+    tokens = loop.run(ids, 20).tokens
+    with torch.inference_mode():
+        whole = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, eos_token_id=None
+        )
+    assert tokens == tuple(whole[0, 9:].tolist()) and len(set(tokens)) > 3
+
+
+@pytest.mark.gpu
+def test_a_cache_shorter_than_the_warm_up(demo_model: Path) -> None:
+    """What runs before the capture fits, too."""
+    pytest.importorskip("transformers")
+    model = Generator(demo_model, "cuda").model
+    ids = torch.tensor([[5, 9]], device="cuda")
+    assert DecodeLoop(model, 3).run(ids, 1).tokens == DecodeLoop(model, 64).run(ids, 1).tokens
 
 
 @pytest.mark.gpu

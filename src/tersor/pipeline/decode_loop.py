@@ -4,7 +4,8 @@ At batch 1 a product takes ten to sixty microseconds, and Python needs about as 
 it: without a graph, a model is as slow as its launches, whatever its weights weigh. So one step
 (embedding to argmax) is captured once and replayed. The cache is Transformers' `StaticCache`,
 which keeps its length in a tensor on the device, so a replay advances by itself and nothing
-waits for the GPU until the tokens are wanted.
+waits for the GPU until the tokens are wanted. Layers of a sliding window or of linear attention count
+in Python as well, and a replay would stay at one position: with those, every step is run.
 
 A captured step attends through `tersor::decode_attention` where that serves the model, because the
 mask of a static cache keeps Transformers' own attention from every kernel that knows grouped queries: over
@@ -31,6 +32,7 @@ import torch
 from torch import Tensor
 
 _WARM_UP = 3  # steps before capture: kernels are compiled and libraries choose their algorithms
+_BEFORE_CAPTURE = _WARM_UP + 2  # tokens that the cache takes until then: with the prompt and one trial
 _WIDEST = 512  # logits that one reduction looks at
 
 
@@ -58,6 +60,13 @@ def most_likely(logits: Tensor) -> Tensor:
     return (row * width + column.gather(0, row)).view(1, 1)
 
 
+def replays(cache: Any) -> bool:
+    """Whether a captured step over this static cache advances by itself: whether all its state is on the device."""
+    from transformers.cache_utils import StaticLayer
+
+    return all(type(layer) is StaticLayer for layer in cache.layers)
+
+
 class DecodeLoop:
     """Greedy decoding of `model` for prompts that, with their continuation, fit `length` tokens."""
 
@@ -69,12 +78,10 @@ class DecodeLoop:
         fuse: bool = False,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        """`graph`: capture the step as a CUDA graph, by default on a GPU; `fuse`: compile it first.
+        """`graph`: capture the step as a CUDA graph, by default on a GPU if that can be; `fuse`: compile it first.
 
         options: of torch's compiler (`torch._inductor.list_options()`), if it compiles.
         """
-        from transformers import StaticCache
-
         self._model = model
         self._next: Callable[[Tensor], Tensor] = self._eager_next
         if fuse:
@@ -83,10 +90,15 @@ class DecodeLoop:
             )
         self._device = next(model.parameters()).device
         self._length = length
-        self._cache = StaticCache(config=model.config, max_cache_len=length)
+        self._cache = self._new_cache()
         self._token = torch.zeros((1, 1), dtype=torch.long, device=self._device)
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._wants_graph = self._device.type == "cuda" if graph is None else graph
+        if graph and not replays(self._cache):
+            raise ValueError(
+                f"a step of {type(model).__name__} cannot be captured: its cache counts in Python"
+            )
+        able = self._device.type == "cuda" and replays(self._cache)
+        self._wants_graph = able if graph is None else graph
 
     @property
     def length(self) -> int:
@@ -164,8 +176,15 @@ class DecodeLoop:
     def _step(self) -> None:
         self._token.copy_(self._next(self._token))
 
+    def _new_cache(self) -> Any:
+        from transformers import StaticCache
+
+        return StaticCache(config=self._model.config, max_cache_len=max(self._length, _BEFORE_CAPTURE))
+
     def _rewind(self) -> None:
-        """Forget the cache's contents; its buffers stay where the graph knows them."""
+        """Forget the cache's contents; its buffers stay where a graph knows them."""
+        if not replays(self._cache):  # resetting linear attention does not make it forget everything
+            self._cache = self._new_cache()
         for layer in self._cache.layers:
             if getattr(layer, "is_initialized", False):
                 layer.reset()

@@ -183,14 +183,20 @@ def decodes_plainly(model: Any) -> bool:
     """Whether greedy decoding of `model` is the likeliest token each time, and its step can be captured.
 
     A checkpoint's generation settings may ask for more (penalties, forced or suppressed tokens),
-    and some models' forward waits for the GPU (Transformers knows which) or reads its routing.
+    some models' forward waits for the GPU (Transformers knows which) or reads its routing, and some
+    caches count in Python.
     """
+    from transformers import StaticCache
+
     from tersor.nn import CompressedExperts
+    from tersor.pipeline.decode_loop import replays
 
     settings = model.generation_config
     asks = any(getattr(settings, name, None) not in neutral for name, neutral in _NEUTRAL.items())
     experts = any(isinstance(module, CompressedExperts) for module in model.modules())
-    return not asks and not experts and bool(getattr(model, "_can_compile_fullgraph", False))
+    if asks or experts or not getattr(model, "_can_compile_fullgraph", False):
+        return False
+    return replays(StaticCache(config=model.config, max_cache_len=1))
 
 
 _UNSET: tuple[Any, ...] = (None, False, 0, [], {})

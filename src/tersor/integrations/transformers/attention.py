@@ -18,7 +18,11 @@ from tersor.kernels.attention import device
 from tersor.kernels.attention import ops as ops  # defines the operator
 
 DECODE_ATTENTION = "tersor_decode"
-_UNKNOWN = ("softcap", "s_aux", "position_bias")  # what some models pass on and the kernel does not know
+# What models pass on and does not change the result, here; anything else (softcap, sinks, a window) might.
+_HARMLESS = frozenset(
+    {"dropout", "is_causal", "use_cache", "cache_position", "position_embeddings"}
+    | {"output_attentions", "output_hidden_states", "output_router_logits", "return_dict"}
+)
 
 
 def serves(model: Any, cache: Any) -> bool:
@@ -50,17 +54,28 @@ def attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """query (1, heads, 1, head_dim), key and value the whole cache: (1, 1, heads, head_dim)."""
-    unknown = [name for name in _UNKNOWN if kwargs.get(name) is not None]
+    unknown = [name for name, given in kwargs.items() if given is not None and name not in _HARMLESS]
     plain = attention_mask is None and not unknown and key.shape == value.shape
-    if not plain or position_ids is None or query.shape[2] != 1:
+    single = position_ids is not None and query.shape[0] == 1 and query.shape[2] == 1
+    if not (plain and single and _kernel_for(query, key, value)):
         raise NotImplementedError(
             f"{DECODE_ATTENTION} serves single tokens and plain softmax attention without a mask "
-            f"({', '.join(unknown) or 'the shapes do not fit'}); use set_attn_implementation('sdpa')"
+            f"({', '.join(unknown) or 'shapes, types or positions do not fit'}); "
+            "use set_attn_implementation('sdpa')"
         )
+    assert position_ids is not None
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     position = position_ids.view(-1)[:1]
     out: Tensor = torch.ops.tersor.decode_attention(query, key, value, position, scale)
     return out.transpose(1, 2), None
+
+
+def _kernel_for(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether the operator can be given these: the configuration may say one thing, a layer do another."""
+    if not query.is_cuda:
+        return True
+    same = query.dtype == key.dtype == value.dtype and key.is_contiguous() and value.is_contiguous()
+    return same and device.takes(query.shape[1], key.shape[1], query.shape[3], query.dtype)
 
 
 AttentionInterface.register(DECODE_ATTENTION, attention)
