@@ -130,6 +130,16 @@ def test_a_layer_called_twice() -> None:
     assert torch.equal(model[0][0](x), plain[0][0](x)) and idle(model)
 
 
+def test_offloaded_afterwards() -> None:
+    """Hooks bring back the layer that runs, not the others of its batch: each decodes its own."""
+    accelerate = pytest.importorskip("accelerate")
+    model, plain = pair(Model())
+    accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    x = torch.randn(2, HIDDEN).bfloat16()
+    with torch.no_grad():
+        assert torch.equal(model(x), plain(x)) and idle(model)
+
+
 def test_what_is_batched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to the scratch's size, of one dtype, not experts in lists within, not single layers."""
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tersor.format.errors import UsageError
 from tersor.nn import compress, lay_out, restore
 from tersor.nn.joint import MAX_TOKENS, Joint, Part
 from tersor.nn.scope import Scope
@@ -160,6 +161,35 @@ def test_a_sibling_alone(entry: Any) -> None:
     for name in ("v_proj", "q_proj", "k_proj", "q_proj"):
         assert same((getattr(module, name)(x),), (getattr(plain, name)(x),))
     assert joint(module).together and joint(module).ready is None
+
+
+class Scaled(Attention):
+    def forward(self, x: Tensor, *_: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.q_proj(x).mul_(2), self.k_proj(x), self.v_proj(x), self.o_proj(x)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_gradients(entry: Any, exact: bool, tokens: int) -> None:
+    """Of the input and the biases, as the plain layers'; an output may be written into."""
+    module, plain = pair(Scaled, entry, bias=True, exact=exact)
+    ours, theirs = (torch.randn(1, tokens, HIDDEN).bfloat16().requires_grad_() for _ in range(2))
+    ours.data.copy_(theirs.data)
+    for model, x in ((module, ours), (plain, theirs)):
+        sum(((y * y).sum() for y in model(x)), start=torch.zeros(())).backward()
+    assert ours.grad is not None and theirs.grad is not None
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    for name in ("q_proj", "v_proj", "o_proj"):
+        torch.testing.assert_close(getattr(module, name).bias.grad, getattr(plain, name).bias.grad)
+
+
+def test_offloaded_afterwards(entry: Any) -> None:
+    """Hooks bring a layer's own arrays back and not the joint's: an error, not a product with nothing."""
+    accelerate = pytest.importorskip("accelerate")
+    module, _ = pair(Attention, entry)
+    accelerate.cpu_offload(module, execution_device=torch.device("cpu"))
+    with torch.no_grad(), pytest.raises(UsageError, match="joined weights were offloaded"):
+        module(torch.randn(2, HIDDEN).bfloat16())
 
 
 def test_an_error_leaves_nothing_behind(entry: Any) -> None:

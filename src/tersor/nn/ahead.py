@@ -63,7 +63,7 @@ class Batch:
         self.open, self.decoded = before
 
     def _decode(self) -> tuple[Tensor, ...]:
-        """All members' weights; none if one of them is not stored as it was any more."""
+        """All members' weights; none if one of them is not stored, or not where, it was any more."""
         sources = [_source(member) for member in self.members]
         stored = [source for source in sources if source is not None]
         if len(stored) < len(sources):
@@ -71,6 +71,9 @@ class Batch:
             return ()
         arrays = [source.arrays(member) for source, member in zip(stored, self.members, strict=True)]
         tiles, offsets, books = zip(*arrays, strict=True)
+        if any(own.device != tiles[0].device for own in tiles):  # moved, or offloaded but for the first
+            self.together = False
+            return ()
         sizes = [n for source in stored for n in source.shape]
         weights = torch.ops.tersor.huffman_decode_many(tiles, offsets, books, stored[0].entry.dtype, sizes)
         return tuple(weight.to(source.dtype) for weight, source in zip(weights, stored, strict=True))

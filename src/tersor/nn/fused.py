@@ -22,6 +22,7 @@ from tersor.kernels.spqr import layout as spqr
 from tersor.nn.form_spqr import SpqrForm
 from tersor.nn.form_window import WindowForm
 from tersor.nn.forms import Arrays, Form
+from tersor.nn.product import product
 from tersor.nn.stored import Stored
 
 _WINDOW_BITS = 11.7  # per weight at most, on trained weights
@@ -147,7 +148,7 @@ class Fused:
         """x (..., cols) -> (..., rows)."""
         if self.dtype != torch.bfloat16 or x.dtype != torch.bfloat16:
             return F.linear(x, self.decode(module), bias)
-        return self.form.linear(x, self.arrays(module), bias, self.exact)
+        return product(self.form, x, self.arrays(module), bias, self.exact)
 
     def stored(self, module: nn.Module) -> tuple[Stored, dict[str, Tensor]]:
         """The weight's form at rest: how to read it, and its arrays by name, where the weight is."""

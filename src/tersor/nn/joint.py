@@ -37,8 +37,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tersor.format.errors import UsageError
 from tersor.nn.forms import Arrays, Form
 from tersor.nn.fused import Fused
+from tersor.nn.product import product, wants_gradient
 from tersor.nn.scope import JOINT, open_scope
 
 MAX_TOKENS = 64  # beyond, a sibling's product alone keeps the GPU busy
@@ -67,13 +69,21 @@ class Joint(nn.Module):
 
     @property
     def arrays(self) -> Arrays:
-        """The layout's arrays, of all rows."""
-        return tuple(getattr(self, name) for name in self.form.names)
+        """The layout's arrays, of all rows. UsageError if they were offloaded, which nobody would notice."""
+        arrays = tuple(getattr(self, name) for name in self.form.names)
+        if arrays[0].is_meta:
+            raise UsageError(
+                "joined weights were offloaded, and whoever brings offloaded weights back does not know of "
+                "joints; offload the model before its layout is chosen, or use layout='compact'"
+            )
+        return arrays
 
     def take(self, index: int, x: Tensor) -> Tensor | None:
         """The product of member `index` with `x`, made now or before; None if it must multiply alone."""
         ready = self.ready
         if ready is None or not self.together or not 0 < x.numel() <= MAX_TOKENS * self.form.cols:
+            return None
+        if wants_gradient(x):  # autograd lets nobody write into parts of one result
             return None
         if ready.input is None:
             ready.input, ready.version, ready.outputs = x, _version(x), self._products(x)
@@ -108,7 +118,7 @@ class Joint(nn.Module):
             triples = zip(weights, sources, biases, strict=True)
             return tuple(F.linear(x, weight.to(source.dtype), bias) for weight, source, bias in triples)
         bias = None if biases[0] is None else torch.cat(biases)
-        y = self.form.linear(x, self.arrays, bias, False)
+        y = product(self.form, x, self.arrays, bias, False)
         return tuple(part.contiguous() for part in torch.split(y, heights, dim=-1))
 
 
@@ -131,7 +141,8 @@ class Part(Fused):
 
     def device(self, module: nn.Module) -> torch.device:
         """Where the weight is."""
-        return _joint(module).arrays[0].device
+        joint = _joint(module)
+        return joint.get_parameter(joint.form.names[0]).device
 
     def detach(self, module: nn.Module) -> None:
         """Leave the joint; its memory is freed when the last member has."""
