@@ -19,6 +19,7 @@ from tersor.kernels.launcher import Kernel, Launch, architecture, multiprocessor
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
 from tersor.kernels.tile.variant import Variant, variant_for
 
+MOST_TOKENS = 1024  # beyond it decoding the matrix for cuBLAS is faster (bench/sweep_tile.py)
 _THREADS = 256
 _HALF_COLS = 64
 
@@ -26,6 +27,11 @@ _HALF_COLS = 64
 def supported(device: torch.device) -> bool:
     """Whether the device has the tensor cores that this product is written for."""
     return device.type == "cuda" and architecture(device) == "sm_90"
+
+
+def fastest(tokens: int, device: torch.device) -> bool:
+    """Whether this product multiplies so many tokens faster than cuBLAS does after decoding."""
+    return supported(device) and 0 < tokens <= MOST_TOKENS
 
 
 @cache
