@@ -223,6 +223,39 @@ def test_weights_copies_and_the_way_back(entry: Any) -> None:
     assert type(module.k_proj) is nn.Linear and same(module(x), plain(x))
 
 
+class WithTable(Attention):
+    """A parent that has a compressed parameter itself."""
+
+    def __init__(self, bias: bool = False) -> None:
+        super().__init__(bias)
+        self.table = nn.Parameter(torch.randn(64, HIDDEN).bfloat16())
+
+    def forward(self, x: Tensor, *_: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return super().forward(x + self.table[: len(x)])
+
+
+def test_a_parent_that_is_compressed_itself(entry: Any) -> None:
+    """Two classes made at run time, one over the other: copied, pickled and undone alike."""
+    torch.manual_seed(0)
+    plain = WithTable()
+    module: Any = copy.deepcopy(plain)
+    tiles, offsets, book = torch.ops.tersor.huffman_encode(module.table)
+    parts = {"table_tiles": tiles, "table_offsets": offsets, "table_book": book}
+    compress(module, "table", entry(module.table), parts)
+    compress_linears(module, entry)
+    lay_out(module, "fast", device_type="cpu")
+    x = torch.randn(3, HIDDEN).bfloat16()
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    for other in (module, copy.deepcopy(module), torch.load(file, weights_only=False)):
+        with torch.no_grad(), Products() as products:
+            assert same(other(x), plain(x))
+        assert isinstance(other, Scope) and products.count["window_linear"] == 1
+    restore(module)
+    assert type(module) is WithTable and same(module(x), plain(x))
+
+
 def test_a_layer_that_is_replaced(entry: Any) -> None:
     module, plain = pair(Attention, entry)
     module.k_proj = plain.k_proj

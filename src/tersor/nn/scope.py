@@ -8,10 +8,14 @@ it is plain attributes, which `torch.compile` follows with `fullgraph` and a CUD
 
 from __future__ import annotations
 
+import copyreg
+from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any, Protocol
 
 from torch import nn
+
+from tersor.nn.module import CompressedModule
 
 JOINT = "joint"  # a child of siblings that is shared by them in their parent's forward
 BATCHES = "batches"  # an attribute of a module: what its descendants share in its forward
@@ -32,11 +36,14 @@ class Shared(Protocol):
 class Scope(nn.Module):
     """Mixin of the classes made here."""
 
-    plain_class: Any
+    unscoped_class: Any
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copy and pickle by the plain class: this one is made at run time."""
-        return _blank, (self.plain_class,), self.__dict__
+        """Copy and pickle by the class without this: this one is made at run time, as a compressed one's is."""
+        if isinstance(self, CompressedModule):
+            make, arguments, state = CompressedModule.__reduce_ex__(self, protocol)
+            return _blank, (make, *arguments), state
+        return _blank, (copyreg.__newobj__, self.unscoped_class), self.__dict__  # type: ignore[attr-defined]
 
 
 def open_scope(module: nn.Module) -> None:
@@ -48,11 +55,11 @@ def open_scope(module: nn.Module) -> None:
 
 
 def close_scopes(model: nn.Module) -> None:
-    """Give modules in which nothing is shared any more their plain class again."""
+    """Give modules in which nothing is shared any more the class they had."""
     for module in model.modules():
         if isinstance(module, Scope) and not _shared(module):
             plain: Any = module
-            plain.__class__ = module.plain_class
+            plain.__class__ = module.unscoped_class
 
 
 def _shared(module: nn.Module) -> list[Shared]:
@@ -81,14 +88,15 @@ def _scope_class(plain: Any) -> type[Scope]:
 
     attributes = {
         "forward": forward,
-        "plain_class": plain,
+        "unscoped_class": plain,
         "__module__": plain.__module__,
         "__doc__": plain.__doc__,
     }
     return type(plain.__name__, (Scope, plain), attributes)
 
 
-def _blank(plain: Any) -> Scope:
-    """An instance without state, for copy and pickle to fill."""
-    made = _scope_class(plain)
-    return made.__new__(made)
+def _blank(make: Callable[..., Any], *arguments: Any) -> Any:
+    """An instance without state, for copy and pickle to fill: what `make` makes, as a scope."""
+    made = make(*arguments)
+    open_scope(made)
+    return made
