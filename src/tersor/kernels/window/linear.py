@@ -28,7 +28,8 @@ def variant_for(tokens: int, geometry: Geometry, multiprocessors: int, shared: i
         twice = Variant(16, 8, 2, blocks_per_sm=2, slice_spans=1)
         if most == 16 and twice.shared(STAGE_BYTES) <= shared:
             return twice
-        sizes = (Variant(most, consumers, 2, slice_spans=1, buffers=1) for consumers in range(16, 2, -2))
+        widest = 16 if most == 16 else 12  # 32 tokens take more registers
+        sizes = (Variant(most, warps, 2, slice_spans=1, buffers=1) for warps in range(widest, 2, -2))
         return next(variant for variant in sizes if variant.shared(STAGE_BYTES) <= shared)
     most = 1 << (tokens - 1).bit_length()
     one_wave = replace(_ONE_WAVE, tokens=most)
