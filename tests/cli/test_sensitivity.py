@@ -27,9 +27,10 @@ def size_of_png(path: Path) -> tuple[int, int]:
 
 
 def test_one_matrix_is_drawn(look: Command, tmp_path: Path) -> None:
-    ran = look("--layer", HEAD, "--out", tmp_path / "map.png")
+    picture = tmp_path / "a" / "folder" / "map.png"
+    ran = look("--layer", HEAD, "--out", picture)
     assert ran.status == 0, ran.err
-    assert size_of_png(tmp_path / "map.png") == (128, 64)
+    assert size_of_png(picture) == (128, 64)
     assert HEAD in ran.out
     assert "output error -" in ran.err
     assert "spqr 3 bits" in ran.out

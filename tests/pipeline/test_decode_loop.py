@@ -125,6 +125,31 @@ def test_caches_of_every_kind(kind: str, options: dict[str, Any]) -> None:
     assert tokens == tuple(whole[0, 9:].tolist()) and len(set(tokens)) > 3
 
 
+@pytest.mark.parametrize(("kind", "options"), [("Llama", {}), ("Mistral", {"sliding_window": 32})])
+def test_what_can_be_replayed(kind: str, options: dict[str, Any]) -> None:
+    """A step recorded at one position and replayed at others, as a graph is: right where `replays` says so."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    model = tiny(kind, attn_implementation="sdpa", **options).requires_grad_(False)
+    cache = DecodeLoop(model, 24)._cache
+    ids, token = torch.randint(3, 90, (1, 9)), torch.tensor([[5]])
+
+    def step(token: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = model(input_ids=token, past_key_values=cache).logits
+        return logits
+
+    with torch.no_grad():
+        step(token)  # the cache gets its buffers, which recording takes as they are
+        recorded = make_fx(step)(token)
+        made = []
+        for run in (recorded, step):
+            for layer in cache.layers:
+                layer.reset()
+            model(input_ids=ids, past_key_values=cache)
+            made.append(torch.cat([run(token + i) for i in range(3)]))
+    assert torch.allclose(made[0], made[1]) == replays(cache) == (kind == "Llama")
+
+
 @pytest.mark.gpu
 def test_a_cache_shorter_than_the_warm_up(demo_model: Path) -> None:
     """What runs before the capture fits, too."""

@@ -70,7 +70,7 @@ def sensitivity(
     """Look at the matrices of `model` (directory or Hub id) whose names are or match one of `layers`.
 
     Names are as checkpoints have them, without ".weight" if you like; * and ? match. `pictures` is a .png file
-    when one matrix is meant, or a folder (made if needed) for one file each; None draws nothing. Raises
+    when one matrix is meant, or a folder for one file each (folders are made if needed); None draws nothing. Raises
     `UsageError` when nothing matches, and as `compress` does for the text.
     """
     source = open_checkpoint(local_path(str(model)))
@@ -124,7 +124,8 @@ def _picture_paths(names: list[str], pictures: str | Path | None) -> dict[str, P
     if path.suffix == ".png":
         if len(names) > 1:
             raise UsageError(f"{path}: is one picture, and {len(names)} matrices are meant; give a folder")
-        return {names[0]: path}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return dict.fromkeys(names, path)
     path.mkdir(parents=True, exist_ok=True)
     return {name: path / f"{name.removesuffix('.weight')}.png" for name in names}
 
