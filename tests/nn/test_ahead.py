@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import threading
 from collections import Counter
 from typing import Any
 
@@ -87,7 +88,7 @@ def batches(model: Any) -> list[ahead.Batch]:
 
 def idle(model: Any) -> bool:
     """Whether nothing decoded is left anywhere."""
-    return all(not batch.open and batch.decoded == () for batch in batches(model))
+    return all(batch.opener is None and batch.decoded == () for batch in batches(model))
 
 
 def test_one_launch_for_a_block() -> None:
@@ -128,6 +129,29 @@ def test_a_layer_called_twice() -> None:
     model, plain = pair(nn.Sequential(nn.ModuleList([Twice()])))
     x = torch.randn(2, HIDDEN).bfloat16()
     assert torch.equal(model[0][0](x), plain[0][0](x)) and idle(model)
+
+
+def test_another_thread_decodes_for_itself() -> None:
+    """It may be on another stream, which does not wait for what this one decodes."""
+    model, plain = pair(Model())
+    first, second = model.blocks[0].first, model.blocks[0].second
+    x, y = torch.randn(2, HIDDEN).bfloat16(), torch.randn(2, 72).bfloat16()
+    seen: list[Counter[str]] = []
+
+    def elsewhere() -> None:
+        with Operators() as operators, torch.no_grad():
+            assert torch.equal(second(y), plain.blocks[0].second(y))
+        seen.append(operators.count)
+
+    batch = batches(model)[0]
+    before = batch.begin()
+    with torch.no_grad():
+        first(x)  # decodes for all
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+    assert seen == [{"huffman_decode": 1}] and batch.decoded[1] is not None
+    batch.end(before, False)
 
 
 def test_offloaded_afterwards() -> None:

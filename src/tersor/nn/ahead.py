@@ -15,6 +15,7 @@ one by one from then on.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,12 +38,12 @@ class Batch:
     def __init__(self, members: list[CompressedModule]) -> None:
         self.members = tuple(members)
         self.together = True  # until a weight was decoded that nobody wanted
-        self.open = False
+        self.opener: int | None = None  # the thread in whose call of the block weights are shared
         self.decoded: tuple[Tensor | None, ...] = ()
 
     def take(self, index: int) -> Tensor | None:
         """The weight of member `index`; None if it must be decoded alone."""
-        if not self.open or not self.together:
+        if self.opener is None or not self.together or self.opener != _thread():
             return None
         if not self.decoded:
             self.decoded = self._decode()
@@ -52,15 +53,15 @@ class Batch:
 
     def begin(self) -> Any:
         """Before the block's forward."""
-        before = self.open, self.decoded
-        self.open, self.decoded = True, ()
+        before = self.opener, self.decoded
+        self.opener, self.decoded = _thread(), ()
         return before
 
     def end(self, before: Any, finished: bool) -> None:
         """After it."""
         if finished and any(weight is not None for weight in self.decoded):
             self.together = False
-        self.open, self.decoded = before
+        self.opener, self.decoded = before
 
     def _decode(self) -> tuple[Tensor, ...]:
         """All members' weights; none if one of them is not stored, or not where, it was any more."""
@@ -77,6 +78,11 @@ class Batch:
         sizes = [n for source in stored for n in source.shape]
         weights = torch.ops.tersor.huffman_decode_many(tiles, offsets, books, stored[0].entry.dtype, sizes)
         return tuple(weight.to(source.dtype) for weight, source in zip(weights, stored, strict=True))
+
+
+def _thread() -> int:
+    """The thread that runs: another one may compute on another stream, which would not wait for the weight."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 def decoded(module: CompressedModule) -> Tensor:

@@ -157,6 +157,9 @@ class Part(Fused):
 
 def join(parent: nn.Module, members: Sequence[nn.Module], form: Form, arrays: Arrays) -> None:
     """Give the layers `members` of `parent`, their own arrays removed, a joint matrix in their place."""
+    if arrays[0].is_cuda:
+        # a product begins to read its weights before the kernel ahead of it, here what made them, is done
+        torch.cuda.current_stream(arrays[0].device).synchronize()
     joint = Joint(form, arrays, members)
     first = 0
     for index, member in enumerate(members):
