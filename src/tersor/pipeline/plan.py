@@ -31,7 +31,7 @@ from tersor.pipeline.source import hub_access, local_path, looks_like_hub_id
 HUFFMAN_BITS: Mapping[str, float] = {"BF16": 10.8, "F16": 13.5, "F32": 26.7, "F8_E4M3": 6.7, "F8_E5M2": 5.7}
 
 # Bits per weight of the blocks' matrices under the settings that `compress --bits` takes by default.
-NEAR_LOSSLESS_BITS: Mapping[str, float] = {"4-bit": 4.67, "3-bit": 3.74}
+NEAR_LOSSLESS_BITS: Mapping[str, float] = {"4-bit": 4.64, "3-bit": 3.71}
 _LEAST_OUTPUTS = 32  # rows below which a matrix is a router or gate, and stays lossless
 _NUMBERED = re.compile(r"\.\d+\.")
 
