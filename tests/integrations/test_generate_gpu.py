@@ -19,7 +19,7 @@ from tersor.pipeline.decode_loop import DecodeLoop  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning"),  # only loading options change
+    pytest.mark.filterwarnings("ignore:You passed `quantization_config`:UserWarning"),
 ]
 
 PROMPT = "The river rises in the mountains of"
