@@ -79,7 +79,7 @@ class Kernel:
             function = self._loaded.get(index)
             if function is None:
                 function = self._loaded[index] = self._load(device)
-            values, types = _pack(arguments)
+            values, types = _pack(arguments, index, self.program.entry)
             stream = torch.cuda.current_stream(index).cuda_stream
             config = _config(
                 launch, launch.overlap and torch.cuda.get_device_capability(index)[0] >= 9, stream
@@ -116,11 +116,18 @@ def _config(launch: Launch, overlap: bool, stream: int) -> Any:
     return config
 
 
-def _pack(arguments: tuple[Argument, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _pack(
+    arguments: tuple[Argument, ...], device: int, entry: str
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Values and types for the driver. A tensor elsewhere than on `device` would be an illegal address there."""
     values: list[Any] = []
     types: list[Any] = []
     for argument in arguments:
         if argument is None or isinstance(argument, torch.Tensor):
+            if argument is not None and argument.get_device() != device:
+                raise KernelError(
+                    f"{entry} runs on cuda:{device}, but was given a tensor on {argument.device}"
+                )
             values.append(0 if argument is None else argument.data_ptr())
             types.append(ctypes.c_void_p)
         elif isinstance(argument, ctypes.Structure):

@@ -29,7 +29,7 @@ from tersor.nn.scope import BATCHES, open_scope
 from tersor.nn.stored import Stored
 
 _AHEAD = "ahead"  # an attribute of a layer: its batch, and which member it is
-_SCRATCH_BYTES = 1 << 29  # that a batch decodes to at most, or as much as the model's largest matrix
+_SCRATCH_BYTES = 1 << 29  # that a batch decodes to at most; a larger matrix is decoded by itself
 
 
 class Batch:
@@ -95,9 +95,8 @@ def decoded(module: CompressedModule) -> Tensor:
 def batch_blocks(model: nn.Module, wanted: set[nn.Module]) -> None:
     """Have the layers of `wanted` whose weights are entropy coded decoded with the others of their block."""
     able = {m for m in wanted if isinstance(m, CompressedModule) and _source(m) is not None}
-    largest = max((_decoded_bytes(member) for member in able), default=0)
     for block in list(_blocks(model)):
-        batches = [Batch(members) for members in _runs(block, able, max(_SCRATCH_BYTES, largest))]
+        batches = [Batch(members) for members in _runs(block, able, _SCRATCH_BYTES)]
         for batch in batches:
             for index, member in enumerate(batch.members):
                 member.__dict__[_AHEAD] = batch, index

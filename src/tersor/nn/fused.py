@@ -77,7 +77,9 @@ class Fused:
         form: Form
         kept: dict[str, Tensor] = {}
         if source.entry.codec == CODEC_HUFFMAN:
-            form, arrays = WindowForm.pack(source.restore(module))
+            form, arrays = WindowForm.pack(source.decode(module))  # first: memory may not suffice
+            for name in source.held:
+                del module._parameters[name]
         else:
             parts = source.parts(module)
             by_suffix = {name.removeprefix(source.name): part.detach() for name, part in parts.items()}

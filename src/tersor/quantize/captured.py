@@ -27,6 +27,11 @@ def captured(
     return _capture(*key)
 
 
+def forget() -> None:
+    """Give back the GPU memory of blocks and graphs, when a job is done."""
+    _capture.cache_clear()
+
+
 @lru_cache(maxsize=_KEPT)
 def _capture(
     n: int,

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from tersor.codec.quantized.matrix import Bits
 from tersor.format.errors import UsageError
+from tersor.quantize import captured
 from tersor.quantize.blocks import Target
 from tersor.quantize.lazy import Lazy
 from tersor.quantize.method import Method, Result, dequantize, quantize
@@ -80,9 +81,12 @@ def quantize_model(
     activations that are not finite, and for a model without blocks.
     """
     reports: list[LayerReport] = []
-    for stop in walk(model, sequences, job.device, run, job.lazy):
-        with torch.no_grad():
-            reports += _block(stop, job)
+    try:
+        for stop in walk(model, sequences, job.device, run, job.lazy):
+            with torch.no_grad():
+                reports += _block(stop, job)
+    finally:
+        captured.forget()
     return reports
 
 
