@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,24 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path, name: str, content: 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"nowhere\.txt"):
         read_documents(tmp_path / "nowhere.txt")
+
+
+def test_packed_text(tmp_path: Path) -> None:
+    """As the Hub's large texts are: gzip over JSON, a document a line."""
+    path = tmp_path / "c4.json.gz"
+    path.write_bytes(gzip.compress(b'{"text": "one"}\n{"text": "two"}\n'))
+    assert read_documents(path) == ["one", "two"]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(CalibrationError, match=r"cannot read the text .*c4\.json\.gz"):
+        read_documents(path)
+    path.write_bytes(b"not packed")
+    with pytest.raises(CalibrationError, match="cannot read the text"):
+        read_documents(path)
+
+
+def test_the_beginning_of_a_large_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole lines, up to the limit."""
+    monkeypatch.setattr("tersor.quantize.calibration.LIMIT", 10)
+    path = tmp_path / "text.txt"
+    path.write_text("1234\n6789\nabcd\n")
+    assert read_documents(path) == ["1234\n6789\n"]

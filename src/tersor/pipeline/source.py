@@ -1,4 +1,4 @@
-"""MODEL on the command line: a directory, a .safetensors file, or a Hub id."""
+"""MODEL on the command line: a directory, a .safetensors file, or a Hub id. TEXT: a file, here or on the Hub."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tersor.format.errors import UsageError
 
+_HUB_TEXT = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([^/]+))?/(.+)")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 # What a Transformers model needs; weights in other formats stay on the Hub.
@@ -32,6 +33,19 @@ def local_path(model: str, revision: str | None = None) -> Path:
 
     with hub_access(model):
         return Path(snapshot_download(model, revision=revision, allow_patterns=_WANTED))
+
+
+def text_path(text: str | Path) -> Path:
+    """The path of a text; "hf://datasets/OWNER/NAME[@REVISION]/FILE" is downloaded to the Hub's cache first."""
+    if isinstance(text, Path) or not text.startswith("hf:"):
+        return Path(text)
+    parts = _HUB_TEXT.fullmatch(text)
+    if parts is None:
+        raise UsageError(f"{text}: a text on the Hub is hf://datasets/OWNER/NAME[@REVISION]/FILE")
+    from huggingface_hub import hf_hub_download
+
+    with hub_access(text):
+        return Path(hf_hub_download(parts[1], parts[3], repo_type="dataset", revision=parts[2]))
 
 
 @contextmanager

@@ -119,9 +119,11 @@ def command(
         str | None, typer.Option(rich_help_panel=_HOW, help="cpu, cuda, or auto (the default).")
     ] = None,
     calib: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="TEXT", rich_help_panel=_TEXT, help="Text or .jsonl to learn the inputs from; required."
+            metavar="TEXT",
+            rich_help_panel=_TEXT,
+            help="Text or .jsonl (.gz) to learn the inputs from, here or hf://datasets/OWNER/NAME/FILE; required.",
         ),
     ] = None,
     sequences: Annotated[

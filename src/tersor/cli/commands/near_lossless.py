@@ -14,6 +14,7 @@ from tersor.cli.commands.inspect import split
 from tersor.cli.render import err, name, out, progress_bar, seconds, size
 from tersor.format.errors import UsageError
 from tersor.pipeline.progress import OnProgress, Progress
+from tersor.pipeline.source import text_path
 
 if TYPE_CHECKING:
     from tersor.pipeline.near_lossless.attempts import HeldOut, Step
@@ -38,7 +39,7 @@ class Options:
     tau: float | None
     stat_bits: int | None
     act_order: ActOrder | None
-    calib: Path | None
+    calib: str | Path | None
     sequences: int | None
     length: int | None
     seed: int | None
@@ -102,7 +103,7 @@ def _calibration(options: Options) -> Calibration:
 
     assert options.calib is not None
     sequences = 128 if options.sequences is None else options.sequences
-    return Calibration(options.calib, sequences, options.length, options.seed or 0)
+    return Calibration(text_path(options.calib), sequences, options.length, options.seed or 0)
 
 
 @contextmanager

@@ -29,7 +29,11 @@ EPILOG = """
 def command(
     model: Annotated[str, typer.Argument(help="A model directory or Hub id, not compressed.")],
     calib: Annotated[
-        Path, typer.Option(metavar="TEXT", help="Text or .jsonl to learn the inputs from; required.")
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="Text or .jsonl (.gz) to learn the inputs from, here or hf://datasets/OWNER/NAME/FILE; required.",
+        ),
     ],
     layer: Annotated[
         list[str] | None,
@@ -67,6 +71,7 @@ def command(
     require_transformers()
     from tersor.pipeline.near_lossless.goal import Calibration, one_method
     from tersor.pipeline.sensitivity import sensitivity
+    from tersor.pipeline.source import text_path
 
     def tell(found: LayerSensitivity) -> None:
         err.print(f"[dim]{name(found.name)}: output error {decibel(found.error)}[/]")
@@ -74,7 +79,7 @@ def command(
     result = sensitivity(
         model,
         one_method(method, bits).methods[0],
-        Calibration(calib, sequences, length, seed),
+        Calibration(text_path(calib), sequences, length, seed),
         layers=layer or (),
         pictures=picture,
         device=device,
