@@ -7,7 +7,7 @@ everything. `stack_experts` does the same for parameters that are many tensors o
 makes `CompressedExperts`. `lay_out` brings a model on a GPU into the layout it computes in:
 
     forms, form_*    layouts that products read directly, behind one interface
-    fused            a weight in one of them
+    fused, product   a weight in one of them, and its products' gradients
     joint, siblings  layers with the same input as one matrix and one product
     sharing          weights that several modules hold
     ahead            a block's weights decoded together, where products need them decoded

@@ -2,7 +2,7 @@
 
     layout    bits per weight   product
     compact   10.7              decode to memory, then the plain product: the plain model's bits
-    fast      11.4              few tokens, on Hopper any number: fused; exact, or many elsewhere: as compact
+    fast      11.4              few tokens, on Hopper a few hundred: fused; exact, or more: as compact
 
 So it is for lossless weights. Quantised ones take 4.4 bits for 4 in groups of 32 (and 0.2 for
 0.5 % of outliers) in `fast`, as much as stored, and are dequantised for each product in `compact`.
