@@ -63,3 +63,14 @@ def test_what_is_not_there_or_cannot_be_one_picture(look: Command, tmp_path: Pat
     assert ran.status == 2
     assert "give a folder" in ran.err
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_matrices_without_tokens_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Experts that calibration did not reach are not left out in silence."""
+    from tersor.cli.commands import sensitivity
+    from tersor.pipeline.sensitivity import Sensitivity
+
+    sensitivity._show(Sensitivity(tmp_path, "spqr 3 bits", (), ("model.experts.3.up_proj.weight",)))
+    assert "reached 1 more, such as model.experts.3.up_proj.weight" in " ".join(
+        capsys.readouterr().out.split()
+    )

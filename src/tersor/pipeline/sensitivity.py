@@ -50,11 +50,12 @@ class LayerSensitivity:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What was looked at, and how."""
+    """What was looked at, and how; `unreached` are matrices no token of the calibration text came to (experts)."""
 
     model: Path
     method: str
     layers: tuple[LayerSensitivity, ...]
+    unreached: tuple[str, ...] = ()
 
 
 def sensitivity(
@@ -93,7 +94,9 @@ def sensitivity(
                 on_layer(found[-1])
         if len(found) == len(wanted):
             break
-    return Sensitivity(source.path, describe(method), tuple(found))
+    reached = {layer.name for layer in found}
+    unreached = tuple(name for name in wanted if name not in reached)
+    return Sensitivity(source.path, describe(method), tuple(found), unreached)
 
 
 def _sequences(source: Checkpoint, calibration: Calibration) -> Tensor:
@@ -106,6 +109,8 @@ def _sequences(source: Checkpoint, calibration: Calibration) -> Tensor:
 
 def _chosen(names: list[str], layers: Sequence[str], source: Checkpoint) -> list[str]:
     """The matrices that are meant; all when nothing is said."""
+    if not names:
+        raise UsageError(f"{source.path}: has no blocks with matrices to look at")
     patterns = [layer.removesuffix(".weight") for layer in layers]
     plain = {name: name.removesuffix(".weight") for name in names}
     for layer, pattern in zip(layers, patterns, strict=True):

@@ -108,6 +108,11 @@ def _show(result: Sensitivity) -> None:
         f"[dim]{name(result.model)} under {result.method}; sensitive: weights that rounding would cost more than a "
         f"tenth of their layer's mean sensitivity; largest: the largest such cost[/]"
     )
+    if result.unreached:
+        out.print(
+            f"[yellow]no token of the calibration text reached {len(result.unreached)} more, such as "
+            f"{name(result.unreached[0])}; give more text[/]"
+        )
     drawn = [found.picture for found in result.layers if found.picture]
     if drawn:
         out.print(f"drawn: {name(drawn[0] if len(drawn) == 1 else drawn[0].parent)} ({len(drawn)})")
