@@ -20,12 +20,18 @@ from tersor.kernels.launcher import shared_limit
 from tersor.kernels.spqr import device
 
 _OUTLIER_TOKENS = (1, 8)  # for kinds that differ by their outliers only
-_SWEPT_SHAPES = ((4096, 4096), (28672, 4096), (8192, 8192))
-# Streaming warps, ring stages, blocks per multiprocessor.
-_BUILDS = (
-    (8, 2, 2), (8, 3, 2), (8, 4, 2), (8, 6, 2), (8, 3, 3), (8, 4, 3), (12, 4, 2), (16, 4, 1), (20, 4, 1),
-    (6, 4, 3), (4, 4, 5), (4, 6, 6), (6, 4, 4),
-)  # fmt: skip
+_SWEPT_SHAPES = ((4096, 4096), (6144, 4096), (14336, 4096), (28672, 4096), (4096, 14336))
+# Streaming warps, ring stages, blocks per multiprocessor; then spans of activations in shared memory, if any.
+_FEW = ((8, 4, 2), (8, 4, 3), (10, 4, 2), (16, 4, 1), (20, 4, 1), (6, 4, 3), (6, 4, 4), (4, 4, 5), (8, 2, 3))
+_SLICED = ((16, 4, 1, 4), (20, 4, 1, 4), (12, 4, 1, 7), (8, 4, 2, 2), (16, 4, 1, 2))
+_BUILDS = {
+    1: [Variant(1, *build) for build in _FEW],
+    8: [Variant(8, *build) for build in _FEW + _SLICED],
+    16: [
+        Variant(16, *build)
+        for build in ((16, 4, 1, 4), (16, 4, 1, 2), (12, 4, 1, 2), (20, 4, 1, 2), (8, 4, 2, 1))
+    ],
+}
 
 
 def main() -> None:
@@ -91,10 +97,10 @@ def sweep() -> list[dict[str, object]]:
             own = bench_spqr.sample(rows, cols, kind)
             packed = own.copies()
             plain = [own.weight.clone() for _ in range(measure.copies(2 * rows * cols))]
-            for m in (1, 8):
+            stage = own.matrix.geometry.stage_bytes
+            for m, builds in _BUILDS.items():
                 x = torch.randn(m, cols, device="cuda", dtype=torch.bfloat16)
-                builds = [Variant(m, *build) for build in _BUILDS]
-                fitting = [v for v in builds if v.shared(own.matrix.geometry.stage_bytes) <= limit]
+                fitting = [v for v in builds if v.shared(stage) * v.blocks_per_sm <= limit]
                 calls = [[partial(device.linear, x, p, None, v) for p in packed] for v in fitting]
                 cublas, *times = measure.seconds([partial(linear, x, w) for w in plain], *calls, replays=11)
                 print(f"{kind}, {rows} x {cols}, m = {m}, cuBLAS {cublas * 1e6:.1f} us")

@@ -1,6 +1,6 @@
-"""Every build of the product for many tokens, against cuBLAS and against decoding: how `tile.variant_for` was chosen.
+"""Every build of the product for many tokens, against cuBLAS and the other ways: how `tile.variant_for` was chosen.
 
-python bench/sweep_tile.py [--replays 11] [--shapes 0,3] [--tokens 32,256] [--json FILE]
+python bench/sweep_tile.py [--replays 7] [--layouts fast,spqr] [--shapes 0,3] [--tokens 32,256] [--json FILE]
 
 Each build is checked before it is timed; one that is wrong is reported, with where, and left out.
 """
@@ -9,29 +9,53 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.functional import linear
 
-from tersor.kernels import measure
+from tersor.kernels import bench_spqr, measure
 from tersor.kernels.bench import SHAPES, geometric_mean
-from tersor.kernels.fused.device import Matrix
-from tersor.kernels.launcher import shared_limit
-from tersor.kernels.tile.device import tile_linear
+from tersor.kernels.compiler import machine_code
+from tersor.kernels.fused.device import Matrix, decode
+from tersor.kernels.launcher import architecture, multiprocessors, shared_limit
+from tersor.kernels.spqr import device as spqr
+from tersor.kernels.spqr import linear as spqr_linear
+from tersor.kernels.tile.device import kept_for, tile_linear
 from tersor.kernels.tile.variant import VARIANTS, Variant, variant_for
 from tersor.kernels.window import device as window
-from tersor.kernels.window.layout import Geometry
+from tersor.kernels.window import linear as window_linear
 
 TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+FEW: dict[str, tuple[Any, Any]] = {"fast": (window, window_linear), "spqr": (spqr, spqr_linear)}
 
 
 def builds(tokens: int) -> list[Variant]:
     """Worth trying: those of the smallest tile that holds the tokens, for many tokens of the two largest."""
     sizes = [n for n in VARIANTS if tokens <= n < 2 * tokens] or list(VARIANTS)[-2:]
     return [build for n in sizes for build in VARIANTS[n]]
+
+
+def sample(layout: str, rows: int, cols: int, device: torch.device) -> tuple[torch.Tensor, Matrix[Any]]:
+    """Random weights and their packed form."""
+    if layout == "spqr":
+        own = bench_spqr.sample(rows, cols, bench_spqr.FOUR_BITS)
+        return own.weight, own.matrix
+    weight = (torch.randn(rows, cols, device=device) * 0.02).bfloat16()
+    return weight, window.pack(weight)
+
+
+def compile_all(tokens: list[int], matrix: Matrix[Any], device: torch.device) -> None:
+    """Every build, by all processors at once."""
+    kept = kept_for(matrix)
+    chosen = {replace(build, kept=min(build.kept, kept)) for m in tokens for build in builds(m)}
+    programs = {program for b in chosen for program in b.programs(matrix.geometry)}
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda program: machine_code(program, architecture(device)), programs))
 
 
 def wrong(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> str:
@@ -48,54 +72,79 @@ def wrong(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> str:
     )
 
 
-def decoded(x: torch.Tensor, matrix: Matrix[Geometry]) -> torch.Tensor:
+def few(layout: str, x: torch.Tensor, matrix: Matrix[Any]) -> partial[torch.Tensor] | None:
+    """The product for few tokens, if it takes so many."""
+    own, choice = FEW[layout]
+    if x.shape[0] > choice.MAX_TOKENS:
+        return None
+    variant = choice.variant_for(
+        x.shape[0], matrix.geometry, multiprocessors(x.device), shared_limit(x.device)
+    )
+    return partial(own.linear, x, matrix, None, variant)
+
+
+def decoded(x: torch.Tensor, matrix: Matrix[Any]) -> torch.Tensor:
     """The way for GPUs without this product."""
-    return linear(x, window.decode(matrix))
+    return linear(x, decode(matrix))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--replays", type=int, default=11)
+    parser.add_argument("--replays", type=int, default=7)
+    parser.add_argument("--layouts", default="fast,spqr")
     parser.add_argument("--shapes", default=",".join(map(str, range(len(SHAPES)))))
     parser.add_argument("--tokens", default=",".join(map(str, TOKENS)))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     device = torch.device("cuda", torch.cuda.current_device())
+    sizes = [int(m) for m in args.tokens.split(",")]
     measure.warm_up(device)
     results: list[dict[str, object]] = []
-    ratios: dict[int, dict[str, list[float]]] = {}
-    for rows, cols in (SHAPES[int(i)] for i in args.shapes.split(",")):
-        weight = (torch.randn(rows, cols, device=device) * 0.02).bfloat16()
-        matrix = window.pack(weight)
-        ours = [window.pack(weight) for _ in range(measure.copies(matrix.stages.numel()))]
-        plain = [weight.clone() for _ in range(measure.copies(2 * weight.numel()))]
-        for tokens in map(int, args.tokens.split(",")):
-            x = torch.randn(tokens, cols, device=device, dtype=torch.bfloat16)
-            good: list[Variant] = []
-            for build in builds(tokens):
-                if build.shared(matrix.geometry) > shared_limit(device):
-                    print(f"  does not fit: {build}")
-                elif complaint := wrong(tile_linear(x, matrix, None, build), x, weight):
-                    print(f"  {rows} x {cols}, m = {tokens}, {build}: {complaint}", flush=True)
-                else:
-                    good.append(build)
-            calls = [[partial(tile_linear, x, m, None, build) for m in ours] for build in good]
-            rivals = [partial(linear, x, w) for w in plain], [partial(decoded, x, m) for m in ours]
-            cublas, decode, *times = measure.seconds(*rivals, *calls, replays=args.replays)
-            print(
-                f"{rows} x {cols}, m = {tokens}: cuBLAS {cublas * 1e6:.1f} us, decoding {cublas / decode:.2f}"
-            )
-            for build, seconds in zip(good, times, strict=True):
-                chosen = "*" if build == variant_for(tokens, Geometry(rows, cols)) else " "
-                print(f"  {cublas / seconds:5.2f} {seconds * 1e6:8.1f} us {chosen} {build}", flush=True)
-                own = ratios.setdefault(tokens, {})
-                own.setdefault(chosen + str(build), []).append(cublas / seconds)
-                results.append(
-                    {"rows": rows, "cols": cols, "tokens": tokens, "cublas": cublas, "decode": decode}
-                    | {"seconds": seconds, "build": asdict(build)}
+    ratios: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for layout in args.layouts.split(","):
+        for number, (rows, cols) in enumerate(SHAPES[int(i)] for i in args.shapes.split(",")):
+            weight, matrix = sample(layout, rows, cols, device)
+            if number == 0:
+                compile_all(sizes, matrix, device)
+            more = measure.copies(matrix.stages.numel()) - 1
+            ours = [matrix] + [
+                replace(matrix, stages=matrix.stages.clone(), records=matrix.records.clone())
+                for _ in range(more)
+            ]
+            plain = [weight.clone() for _ in range(measure.copies(2 * weight.numel()))]
+            for tokens in sizes:
+                x = torch.randn(tokens, cols, device=device, dtype=torch.bfloat16)
+                good: list[Variant] = []
+                for build in builds(tokens):
+                    if build.shared(matrix.geometry) > shared_limit(device):
+                        print(f"  does not fit: {build}")
+                    elif complaint := wrong(tile_linear(x, matrix, None, build), x, weight):
+                        print(f"  {layout} {rows} x {cols}, m = {tokens}, {build}: {complaint}", flush=True)
+                    else:
+                        good.append(build)
+                calls: list[list[Any]] = [[partial(linear, x, w) for w in plain]]
+                calls += [[partial(decoded, x, m) for m in ours]]
+                calls += [[partial(tile_linear, x, m, None, build) for m in ours] for build in good]
+                if few(layout, x, matrix):
+                    calls.append([few(layout, x, m) for m in ours])
+                cublas, decode_time, *times = measure.seconds(*calls, replays=args.replays)
+                names = [f"{'*' if build == variant_for(tokens) else ' '} {build}" for build in good]
+                names += ["  the product for few tokens"] * (len(times) - len(good))
+                print(
+                    f"{layout} {rows} x {cols}, m = {tokens}: cuBLAS {cublas * 1e6:.1f} us, "
+                    f"decoding {cublas / decode_time:.2f}"
                 )
-    for tokens, own in ratios.items():
-        print(f"m = {tokens}: geometric means, worst")
+                for name, seconds in zip(names, times, strict=True):
+                    print(f"  {cublas / seconds:5.2f} {seconds * 1e6:8.1f} us {name}", flush=True)
+                    ratios.setdefault((layout, tokens), {}).setdefault(name, []).append(cublas / seconds)
+                for build, seconds in zip(good, times, strict=False):
+                    results.append(
+                        {"layout": layout, "rows": rows, "cols": cols, "tokens": tokens, "cublas": cublas}
+                        | {"decode": decode_time, "seconds": seconds, "build": asdict(build)}
+                    )
+            del weight, matrix, ours, plain
+    for (layout, tokens), own in ratios.items():
+        print(f"{layout}, m = {tokens}: geometric means, worst")
         for name, values in own.items():
             print(f"  {geometric_mean(values):6.3f} {min(values):6.3f} {name}")
     if args.json:

@@ -19,7 +19,7 @@ from tersor.kernels.window import device as window
 from tersor.kernels.window.layout import STAGE_BYTES
 
 # (streaming warps, ring stages, blocks per multiprocessor)
-FEW = ((16, 2, 1), (20, 2, 1), (8, 2, 2), (10, 2, 2), (8, 3, 2), (8, 2, 3), (4, 2, 5))
+FEW = ((16, 2, 1), (20, 2, 1), (8, 2, 2), (10, 2, 2), (8, 4, 2), (8, 2, 3), (4, 2, 5))
 VARIANTS = {
     1: [Variant(1, *build) for build in FEW],
     8: [Variant(8, *build) for build in FEW] + [Variant(8, 16, 2, 1, 4), Variant(8, 8, 2, 2, 2)],
@@ -32,8 +32,7 @@ VARIANTS = {
     32: [
         Variant(32, 12, 2, 1, 1),
         Variant(32, 16, 2, 1, 1, 1),
-        Variant(32, 12, 3, 1, 1, 1),
-        Variant(32, 8, 3, 1, 1),
+        Variant(32, 10, 2, 1, 1),
     ],
 }
 

@@ -62,6 +62,7 @@ class Run:
             "prefill_seconds": sorted(r.prefill_seconds for r in runs)[1],
             "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else 0,
         }
+        print(f"{name}: {self.speeds[name]['tokens_per_second']:.1f} tokens/s", file=sys.stderr, flush=True)
 
     def said(self, model: Any) -> tuple[torch.Tensor, tuple[int, ...]]:
         """The prompt's last logits and the greedy tokens, with eager attention, without a graph."""
@@ -89,11 +90,9 @@ class Run:
         return "\n".join(lines)
 
 
-def lossless(run: Run, config: Any) -> tuple[float, dict[str, bool]]:
-    """Measure the plain model and its compressed forms; seconds of compressing, and what said the same."""
-    model, same = made(config, run.options.device), {}
-    run.measure("bfloat16", model)
-    plain = run.said(model)
+def lossless(run: Run, model: Any) -> tuple[float, dict[str, bool]]:
+    """Measure the plain model's compressed forms; seconds of compressing, and what said the same."""
+    same, plain = {}, run.said(model)
     seconds = compress_from_host(model, run.options.device)
     for name, layout, exact in (
         ("compact", "compact", True),
@@ -131,7 +130,7 @@ def main() -> int:
         "--compile", metavar="KEY=VALUE", action="append", type=option, default=[],
         help="an option of torch's compiler, as combo_kernels=1 or triton.enable_pdl=1; for all rows",
     )  # fmt: skip
-    parser.add_argument("--only", choices=["lossless", "quantized"], help="half of the rows")
+    parser.add_argument("--only", choices=["lossless", "quantized"], help="half of the rows, and the plain")
     parser.add_argument("--out", type=Path)
     o = parser.parse_args()
     torch.manual_seed(0)
@@ -139,8 +138,12 @@ def main() -> int:
     config = shape.config(o.layers, o.context)
     run = Run(o, torch.randint(0, shape.vocabulary, (1, o.prompt), device=o.device))
     seconds, same, kept = None, {}, True
-    if o.only != "quantized" and o.shape != "llama-30b":
-        seconds, same = lossless(run, config)
+    if o.shape != "llama-30b":
+        model = made(config, o.device)
+        run.measure("bfloat16", model)
+        if o.only != "quantized":
+            seconds, same = lossless(run, model)
+        del model
     if o.only != "lossless":
         gc.collect()
         run.measure("4 bits", quantized_model(config, o.device))

@@ -22,12 +22,23 @@ from spqr_cases import (
 )
 from tersor.codec.quantized.dequantize import dequantize
 from tersor.codec.quantized.matrix import Quantized
-from tersor.kernels.spqr import ops, reference  # noqa: F401  (defines the operators)
+from tersor.kernels.fused.device import Matrix
+from tersor.kernels.fused.variant import Variant
+from tersor.kernels.spqr import device, ops, reference  # noqa: F401  (defines the operators)
+from tersor.kernels.spqr.layout import Geometry
 
 pytestmark = pytest.mark.gpu
 
 SHAPES = [(16, 128), (1, 40), (33, 300), (250, 2048), (130, 4104), (272, 14336)]
 MAIN = ("g32 two levels", "g16 two levels")
+BUILDS = [
+    Variant(1, 6, 4, 3),
+    Variant(4, 8, 4, 3),
+    Variant(8, 4, 2, 5),
+    Variant(8, 8, 4, slice_spans=4),  # activations in shared memory
+    Variant(8, 8, 4, slice_spans=1),
+    Variant(16, 16, 4, slice_spans=2),
+]
 PRODUCTS = {"g32 two levels": 4, "g16 two levels": 3, "g128": 4, "wide codes": 8, "g16 direct": 5}
 
 
@@ -148,6 +159,20 @@ def test_few_tokens_do_not_depend_on_the_batch_and_repeat(outliers: str) -> None
         for _ in range(3):
             assert torch.equal(own.linear(x[:tokens]), whole[:tokens])
     assert torch.equal(own.linear(x[3:4]), whole[3:4])
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=str)
+@pytest.mark.parametrize("shape", [(33, 300), (130, 4104), (272, 14336)], ids=str)
+@pytest.mark.parametrize("outliers", ["some", "row"])
+def test_every_build_gives_the_same_bits(build: Variant, shape: tuple[int, int], outliers: str) -> None:
+    own = case(*shape, "g32 two levels", 4, outliers)
+    *sizes, unit = own.stored.held
+    stages, places, records = own.packed
+    packed = Matrix(Geometry(*sizes), stages, places, records, unit)
+    x = torch.randn(build.tokens, shape[1], device="cuda", dtype=torch.bfloat16)
+    rows = torch.cat([device.linear(row, packed) for row in x[:, None]])
+    for tokens in {build.tokens, build.tokens // 2 + 1}:
+        assert torch.equal(device.linear(x[:tokens], packed, None, build), rows[:tokens])
 
 
 @pytest.mark.parametrize("tokens", [20, 70])

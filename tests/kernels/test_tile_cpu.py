@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tersor.format.errors import KernelError
 from tersor.kernels.compiler import compile_program
+from tersor.kernels.fused.device import Matrix
 from tersor.kernels.spqr.layout import Geometry as Spqr
+from tersor.kernels.tile.device import kept_for
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
 from tersor.kernels.tile.variant import VARIANTS, Variant, variant_for
 from tersor.kernels.window.layout import Geometry as Window
@@ -81,14 +84,26 @@ def test_builds_fit(build: Variant) -> None:
         assert shared <= _BLOCK_SHARED
         assert build.blocks_per_sm * (shared + 1024) <= _SM_SHARED
     assert build.threads * build.blocks_per_sm <= 2048
-    assert build.threads % 128 == 0  # registers go to whole warpgroups
-    assert build.x_slots >= build.a_slots
+    assert not any(build.registers) or build.threads % 128 == 0  # registers are given out to warpgroups
+    turns = build.decoders // 8
+    assert turns * 2 // build.step_halves <= build.a_slots  # nobody takes two turns in one round of a ring
+    assert build.stages % turns == 0  # an area is always of the same warps
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_the_tiles_waste_little(geometry: Window | Spqr) -> None:
+@pytest.mark.parametrize(("exceptions", "kept"), [(0, 1), (10, 1), (41, 2), (94, 4), (8192, 4)])
+def test_registers_hold_the_exceptions_of_nearly_every_segment(exceptions: int, kept: int) -> None:
+    geometry = Window(64, 1024)
+    segments = geometry.strips * geometry.segments
+    records = torch.zeros(
+        segments * (dict(geometry.macros)["RECORD_HEAD"] + 4 * exceptions), dtype=torch.uint8
+    )
+    places = torch.zeros(segments + 1, dtype=torch.int32)
+    assert kept_for(Matrix(geometry, torch.zeros(0, dtype=torch.uint8), places, records)) == kept
+
+
+def test_the_tiles_waste_little() -> None:
     for tokens in range(1, 5000):
-        build = variant_for(tokens, geometry)
+        build = variant_for(tokens)
         padded = -(-tokens // build.tokens) * build.tokens
         assert padded < 2 * tokens or padded == 16
         assert tokens <= 256 or padded < 1.5 * tokens
@@ -110,7 +125,7 @@ def test_the_tensor_cores_are_kept_busy(size: int, geometry: Window | Spqr) -> N
         nvrtc.nvrtcVersion()
     except RuntimeError:
         pytest.skip("NVRTC is not installed")
-    compiled = compile_program(variant_for(size, geometry).program(geometry), "sm_90")
+    compiled = compile_program(VARIANTS[size][0].program(geometry), "sm_90")
     assert compiled.resources.spills == 0
     assert "serialized" not in compiled.log
 

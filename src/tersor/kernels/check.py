@@ -20,7 +20,6 @@ from tersor.kernels.huffman.device import Decoding
 from tersor.kernels.huffman.device import program as huffman_program
 from tersor.kernels.spqr import layout as spqr
 from tersor.kernels.spqr import linear as spqr_linear
-from tersor.kernels.tile import variant as tile
 from tersor.kernels.tile.variant import VARIANTS
 from tersor.kernels.window import rows as window_rows
 from tersor.kernels.window.layout import MACROS, Geometry
@@ -68,10 +67,9 @@ def spqr_programs(geometry: spqr.Geometry, architecture: str, shared: int) -> It
         for build in sorted(builds, key=lambda v: v.blocks_per_sm):
             yield build.program(geometry)
     if architecture == "sm_90":
-        for tokens in VARIANTS:
-            tiled = tile.variant_for(tokens, geometry)
-            yield tiled.arrange_program(geometry)
-            yield tiled.program(geometry)
+        for first, *_ in VARIANTS.values():
+            yield first.arrange_program(geometry)
+            yield first.program(geometry)
 
 
 def tile_programs() -> Iterator[Program]:

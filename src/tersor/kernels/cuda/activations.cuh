@@ -3,13 +3,17 @@
 // A lane's four steps of half a stage want 16 consecutive columns of one token. For few tokens that
 // is two 16-byte loads through L1. For more, a slice of the columns is kept in shared memory with eight tokens
 // side by side, 16 bytes per column: then an exception's eight values are one load, and `ldmatrix` turns four
-// rows of eight into operands. Columns 16 apart would meet in the same banks; the piece of column c is
-// therefore number c ^ (c / 16 % 4 * 2).
+// rows of eight into operands. Those four are APART columns apart and would meet in the same banks; the piece of
+// column c is therefore number c ^ (c / APART % 4 * 2).
 #pragma once
 #include "ptx.cuh"
 #include "stage.cuh"
 
 constexpr int PLANE_BYTES = SLICE * SPAN_COLS * 16;  // eight tokens of a slice
+constexpr int APART = lane_column(0, 1) - lane_column(0, 0);
+
+// Byte of a column's piece.
+__device__ __forceinline__ int piece_at(int column) { return (column ^ (column / APART & 3) << 1) * 16; }
 
 struct TokenValues {
     float value[TILE];
@@ -24,7 +28,7 @@ struct Activations {
     __device__ __forceinline__ TokenValues column(int tile, int c) const {
         TokenValues v;
 #if SLICE
-        const uint4 eight = *(const uint4*)(slice + tile * PLANE_BYTES + ((c ^ (c >> 4 & 3) << 1) << 4));
+        const uint4 eight = *(const uint4*)(slice + tile * PLANE_BYTES + piece_at(c));
         const u32 pairs[4] = {eight.x, eight.y, eight.z, eight.w};
 #pragma unroll
         for (int k = 0; k < TILE; k++)
@@ -50,7 +54,7 @@ struct Activations {
                 const int token = tile * 8 + k;
                 two[k] = token < tokens ? __ldg((const u32*)(x + (long long)token * X_PITCH + c)) : 0;
             }
-            u8* to = slice + tile * PLANE_BYTES + ((c ^ (c >> 4 & 3) << 1) << 4);  // of an even column; the next follows
+            u8* to = slice + tile * PLANE_BYTES + piece_at(c);  // of an even column; the next follows
             u32 even[4], odd[4];
 #pragma unroll
             for (int k = 0; k < 4; k++) {
@@ -64,48 +68,51 @@ struct Activations {
     }
 };
 
-// The B operands of a stage at a time, from a first column on.
+// The B operands of a stage at a time.
 template <int TILES>
 struct StageActivations {
 #if SLICE
-    static_assert(lane_column(0, 1) == 16 && lane_column(1, 0) == 64, "columns of the `fast` layout");
-    u32 address;  // this lane's row of the matrices of step 0
+    u32 begin, address;  // this lane's row of the matrices of step 0, of the slice and of a segment
 
-    __device__ __forceinline__ StageActivations(const Activations& from, int first, int lane) {
-        // Matrix m = lane / 8 is register b = m % 2 of step m / 2; its row r holds column 16 (r / 2) + 4 step + 2 b + r % 2.
+    __device__ __forceinline__ StageActivations(const Activations& from, int lane) {
+        // Matrix m = lane / 8 is register b = m % 2 of step m / 2; row r has column APART (r / 2) + 4 step + 2 b + r % 2.
         const int m = lane / 8, r = lane % 8;
-        const int piece = r / 2 * 16 + ((m / 2 * 4 + m % 2 * 2 + r % 2) ^ (r / 2) << 1);
-        address = shared_address(from.slice) + (first + piece) * 16;
+        const int piece = r / 2 * APART + ((m / 2 * 4 + m % 2 * 2 + r % 2) ^ (r / 2) << 1);
+        begin = shared_address(from.slice) + piece * 16;
     }
+    __device__ __forceinline__ void aim(int first, int, int) { address = begin + first * 16; }
     __device__ __forceinline__ void prefetch(int) {}
     // Operands of the steps 2 * two and 2 * two + 1 of half h: 8 columns further for the second two.
-    __device__ __forceinline__ void load(u32 (&b)[4], int tile, int h, int two) const {
-        load_matrices_transposed(b, address + tile * PLANE_BYTES + (lane_column(h, 0) + two * 8) * 16);
+    __device__ __forceinline__ void load(u32 (&b)[4], int tile, int stage, int h, int two) const {
+        const int column = stage * STAGE_COLS + lane_column(h, 0) + two * 8;
+        load_matrices_transposed(b, address + tile * PLANE_BYTES + column * 16);
     }
-    __device__ __forceinline__ void advance() { address += STAGE_COLS * 16; }
 #else
-    const u16* at;
-    bool any;
+    const u16 *begin, *at;
+    int halves;                     // that this lane reads of a segment, or more
     uint4 piece[TILES][2][2] = {};  // stays zero in lanes that no token belongs to
 
-    __device__ __forceinline__ StageActivations(const Activations& from, int first, int lane)
-        : at(from.x + lane / 4 * X_PITCH + first + lane_column(0, lane % 4)), any(lane / 4 < TILE) {}
-    // `halves`: how many there are from here on, to be multiplied.
-    __device__ __forceinline__ void prefetch(int halves) {
+    __device__ __forceinline__ StageActivations(const Activations& from, int lane)
+        : begin(from.x + lane / 4 * X_PITCH + lane_column(0, lane % 4)) {}
+    // At the segment that begins with column `first` and has so many halves.
+    __device__ __forceinline__ void aim(int first, int there, int lane) {
+        at = begin + first, halves = lane / 4 < TILE ? there : 0;
+        asm("" : "+l"(at));  // or the compiler works the address out again for every load
+    }
+    __device__ __forceinline__ void prefetch(int stage) {
 #pragma unroll
         for (int n = 0; n < TILES; n++)
 #pragma unroll
             for (int h = 0; h < 2; h++)
-                if (any && (X_PITCH % STAGE_COLS ? h : 0) < halves) {
-                    const uint4* from = (const uint4*)(at + n * 8 * X_PITCH + lane_column(h, 0));
+                if (halves > (X_PITCH % SEGMENT_COLS ? 2 * stage + (X_PITCH % STAGE_COLS ? h : 0) : 0)) {
+                    const uint4* from = (const uint4*)(at + n * 8 * X_PITCH + stage * STAGE_COLS + lane_column(h, 0));
                     piece[n][h][0] = __ldg(from);
                     piece[n][h][1] = __ldg(from + 1);
                 }
     }
-    __device__ __forceinline__ void load(u32 (&b)[4], int n, int h, int two) const {
+    __device__ __forceinline__ void load(u32 (&b)[4], int n, int, int h, int two) const {
         const uint4 v = piece[n][h][two];
         b[0] = v.x, b[1] = v.y, b[2] = v.z, b[3] = v.w;
     }
-    __device__ __forceinline__ void advance() { at += STAGE_COLS; }
 #endif
 };

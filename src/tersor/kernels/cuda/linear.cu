@@ -17,7 +17,7 @@
 // SLICE = 0: activations come through L1 (few tokens; x has TOKENS rows). The grid is (blocks, 1), y is written.
 // SLICE = n: blockIdx.y takes n spans of the columns, whose activations stay in shared memory, eight tokens
 //            side by side (activations.cuh); the sums of each span go to `partial`, and combine adds
-//            them, in the same order. (Only for the `fast` layout.)
+//            them, in the same order.
 #include "work.cuh"
 
 constexpr int THREADS = (CONSUMERS + TILES) * WARP;
@@ -26,18 +26,19 @@ constexpr int SUM = TOKENS * SUM_PITCH;             // floats of one segment
 [[maybe_unused]] constexpr int READY = 1;           // named barriers: the slice of x is in place,
 constexpr int FULL = 2, EMPTY = 4;                  // + 0 or 1: which of the buffers
 
+constexpr int CHAINS = 2;                           // of matrix instructions, each waiting for the one before
 constexpr int TOGETHER = TILES % 2 ? 1 : 2;         // tiles of tokens whose exceptions are added at a time
 constexpr int MANY = 32;                            // exceptions of a row in a segment that two lanes take at most
 
 using ExceptionSums = float[TOGETHER][TILE];
 
-// Add to `sum` the exceptions e, e + step, ... before `end` of one row, two at a time so that their loads overlap.
-__device__ __forceinline__ void gather(ExceptionSums& sum, const u32* entries, int e, int end, int step, RowScale scale,
+// Add to `sum` the exceptions e, e + 2, ... before `end` of one row, two at a time so that their loads overlap.
+__device__ __forceinline__ void gather(ExceptionSums& sum, const u32* entries, int e, int end, RowScale scale,
                                        const Activations& x, int tile, int first) {
 #pragma unroll 1
-    for (; e < end; e += 2 * step) {
-        const bool two = e + step < end;
-        const u32 a = entries[e], b = entries[two ? e + step : e];
+    for (; e < end; e += 4) {
+        const bool two = e + 2 < end;
+        const u32 a = entries[e], b = entries[two ? e + 2 : e];
         const int c = first + exception_column(a), d = first + exception_column(b);
         const float v = scale.missing(a), w = scale.missing(b);
         TokenValues p[TOGETHER], q[TOGETHER];
@@ -53,6 +54,31 @@ __device__ __forceinline__ void gather(ExceptionSums& sum, const u32* entries, i
     }
 }
 
+// The same of a row that the warp shares: four neighbours per lane and turn.
+__device__ __forceinline__ void gather_shared(ExceptionSums& sum, const RowExceptions& row, int lane, RowScale scale,
+                                              const Activations& x, int tile, int first) {
+    constexpr int PART = LAYOUT == 0 ? 1 : TILE == 1 ? 4 : 2;  // of them under way at a time, as registers allow
+    const uint4* from = (const uint4*)row.entries;  // records are filled up to 16 bytes
+#pragma unroll 1
+    for (int e = row.begin / 4 * 4 + 4 * lane; e < row.end; e += 4 * WARP) {
+        const uint4 four = from[e / 4];
+        const u32 entry[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int i = 0; i < 4; i += PART)
+#pragma unroll
+            for (int n = 0; n < TOGETHER; n++) {
+                TokenValues p[PART];
+#pragma unroll
+                for (int j = 0; j < PART; j++) p[j] = x.column(tile + n, first + exception_column(entry[i + j]));
+#pragma unroll
+                for (int j = 0; j < PART; j++)
+                    if (e + i + j >= row.begin && e + i + j < row.end)
+#pragma unroll
+                        for (int k = 0; k < TILE; k++) sum[n][k] += scale.missing(entry[i + j]) * p[j][k];
+            }
+    }
+}
+
 // Add the exceptions of a segment, from column `first` on, to its sums for the tokens of TOGETHER tiles. Two lanes share
 // a row, lane = 2 row + j taking every second exception; a row of more than MANY is shared by the whole warp, so that
 // one such row does not hold up the others. Which lane takes what, and so the order of a sum, depends on the record alone.
@@ -63,12 +89,13 @@ __device__ __forceinline__ void add_exceptions(float* sums, const u8* record, in
     const RowExceptions own(record, row);
     const bool many = own.end - own.begin > MANY;
     ExceptionSums sum = {};
-    gather(sum, own.entries, own.begin + j, many ? 0 : own.end, 2, RowScale(record, row, unit), x, tile, first);
+    const RowScale scale(record, row, unit);
+    gather(sum, own.entries, own.begin + j, many ? 0 : own.end, scale, x, tile, first);
     for (u32 rest = __ballot_sync(ALL_LANES, many && j == 0); rest; rest &= rest - 1) {
         const int long_row = __ffs(rest) / 2;  // lane 2 row is bit 2 row + 1, as __ffs counts
         const RowExceptions shared(record, long_row);
         ExceptionSums part = {};
-        gather(part, shared.entries, shared.begin + lane, shared.end, WARP, RowScale(record, long_row, unit), x, tile, first);
+        gather_shared(part, shared, lane, RowScale(record, long_row, unit), x, tile, first);
 #pragma unroll
         for (int n = 0; n < TOGETHER; n++)
 #pragma unroll
@@ -86,7 +113,7 @@ __device__ __forceinline__ void add_exceptions(float* sums, const u8* record, in
             const int other = TILE > 1 ? k + KEPT : k;
             const float kept = j ? sum[n][other] : sum[n][k], sent = j ? sum[n][k] : sum[n][other];
             const float both = kept + __shfl_xor_sync(ALL_LANES, sent, 1);
-            if (TILE > 1 || j == 0) out[(n * 8 + k) * SUM_PITCH] += both;
+            if (TILE > 1 || j == 0) out[(n * 8 + k) * SUM_PITCH] += both * scale.exceptions();
         }
 }
 
@@ -95,8 +122,8 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
     const int segment = warp % SPAN_SEGMENTS;
     stages += warp * STAGES * STAGE_BYTES;
     Position place{(int)blockIdx.x, 0};
-    place.advance(warp / SPAN_SEGMENTS, p.spans);
-    Feed feed(p, stages, place, segment, lane);
+    for (int i = warp / SPAN_SEGMENTS; i > 0; i--) place.advance(1, p.spans);
+    Stream stream(stages, Source(p, place, segment, lane), lane);
     Record next{slots + warp * SLOT_BYTES};
     next.locate(p, place, segment);
     previous_done();
@@ -105,40 +132,42 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
     p.x.stage(p.halves * HALF_COLS, p.tokens, threadIdx.x, THREADS);
     barrier_sync(READY, THREADS);
 #endif
+    StageActivations<TILES> x(p.x, lane);
 #pragma unroll 1
     for (int round = 0; round < p.rounds; round++) {
-        float sum[TILES][4] = {};
-        const int first = place.span * SPAN_HALVES + segment * SEGMENT_HALVES;
-        const int halves = place.strip < p.strips ? p.halves - first : 0;  // up to SEGMENT_HALVES, or more
+        float sum[CHAINS][TILES][4] = {};
+        const int first = (place.span * SPAN_HALVES + segment * SEGMENT_HALVES) * HALF_COLS;
+        const int halves = p.from(place, segment);
         __syncwarp();  // every lane is done with the record before
         const u8* record = next.ask(p, lane);
-        place.advance(SPANS, p.spans);
+        p.move(place);
         next.locate(p, place, segment);
-        StageActivations<TILES> x(p.x, first * HALF_COLS, lane);
-#pragma unroll 1
-        for (int half = 0; half < SEGMENT_HALVES; half += 2) {
-            x.prefetch(halves - half);
+        x.aim(first, halves, lane);
+#pragma unroll
+        for (int stage = 0; stage < SEGMENT_STAGES; stage++) {
+            x.prefetch(stage);
+            stream.wait();
             Stage weight;
-            weight.open(stages + feed.ring.read(), lane);
-            feed.fetch(p);
+            weight.open(stages + stage % STAGES * STAGE_BYTES, lane);
+            if (stage + STAGES - 1 == SEGMENT_STAGES) stream.next = Source(p, place, segment, lane);
+            stream.fetch(stage + STAGES - 1);
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                if (half + (X_PITCH % STAGE_COLS ? h : 0) >= halves) break;
+                if (!WHOLE && 2 * stage + h >= halves) break;  // of empty segments all is multiplied, and not kept
                 u32 a[STEPS][4];
                 weight.half(a, h);
 #pragma unroll
-                for (int i = 0; i < STEPS; i += 2) {  // tiles innermost: their sums do not wait for each other
-                    u32 b[TILES][4];
+                for (int i = 0; i < STEPS; i += CHAINS)
 #pragma unroll
-                    for (int n = 0; n < TILES; n++) x.load(b[n], n, h, i / 2);
+                    for (int n = 0; n < TILES; n++) {
+                        u32 b[2 * CHAINS];
+                        x.load(b, n, stage, h, i / CHAINS);
 #pragma unroll
-                    for (int k = 0; k < 2; k++)
-#pragma unroll
-                        for (int n = 0; n < TILES; n++) mma_bf16(sum[n], a[i + k], b[n][2 * k], b[n][2 * k + 1]);
-                }
+                        for (int k = 0; k < CHAINS; k++) mma_bf16(sum[k][n], a[i + k], b[2 * k], b[2 * k + 1]);
+                    }
             }
-            x.advance();
         }
+        stream.now = stream.next;
         if (round >= BUFFERS) barrier_sync(EMPTY + round % BUFFERS, THREADS);
         float* own = sums + (round % BUFFERS * CONSUMERS + warp) * SUM;
         if (halves > 0) {
@@ -147,18 +176,18 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
 #pragma unroll
             for (int n = 0; n < TILES; n++, out += 8 * SUM_PITCH) {
                 if (2 * t < TILE) {
-                    out[0] = sum[n][0] * low;
-                    out[8] = sum[n][2] * high;
+                    out[0] = (sum[0][n][0] + sum[1][n][0]) * low;
+                    out[8] = (sum[0][n][2] + sum[1][n][2]) * high;
                 }
                 if (2 * t + 1 < TILE) {
-                    out[SUM_PITCH] = sum[n][1] * low;
-                    out[SUM_PITCH + 8] = sum[n][3] * high;
+                    out[SUM_PITCH] = (sum[0][n][1] + sum[1][n][1]) * low;
+                    out[SUM_PITCH + 8] = (sum[0][n][3] + sum[1][n][3]) * high;
                 }
             }
             __syncwarp();
 #pragma unroll 1
             for (int n = 0; n < TILES && n * 8 < p.tokens; n += TOGETHER)
-                add_exceptions(own, record, p.unit, lane, p.x, n, first * HALF_COLS);
+                add_exceptions(own, record, p.unit, lane, p.x, n, first);
         } else {
             for (int i = lane; i < SUM; i += WARP) own[i] = 0;
         }
@@ -238,6 +267,8 @@ linear(const u8* __restrict__ weights,  // stages
     p.unit = unit;
     p.halves = SLICE ? min(row_halves - first_half, SLICE * SPAN_HALVES) : row_halves;
     p.spans = ceil_div(p.halves, SPAN_HALVES);
+    p.strips_on = SPANS / p.spans * gridDim.x;
+    p.spans_on = SPANS % p.spans;
     p.rounds = ceil_div(ceil_div(p.strips - (int)blockIdx.x, gridDim.x) * p.spans, SPANS);
     u8* slice = (u8*)(sums + BUFFERS * CONSUMERS * SUM);
     p.x = Activations{x + first_span * SPAN_COLS, slice};

@@ -6,7 +6,7 @@
 #pragma once
 #include "ptx.cuh"
 
-constexpr u64 PATIENCE = 4'000'000'000;  // ns; a wait this long is an error in a kernel and must not hang the GPU
+constexpr u32 PATIENCE = 1u << 26;  // tries, seconds; a wait this long is an error in a kernel and must not hang the GPU
 
 __device__ __forceinline__ void mbarrier_init(u32 barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -31,15 +31,10 @@ __device__ __forceinline__ bool mbarrier_ended(u32 barrier, u32 parity) {
         : "memory");
     return ended;
 }
-// Wait until the phase of this parity has ended.
+// Wait until the phase of this parity has ended. A try sleeps for a while before it fails.
 __device__ __forceinline__ void mbarrier_wait(u32 barrier, u32 parity) {
-    if (mbarrier_ended(barrier, parity)) return;
-    u64 begin, now;
-    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(begin));
-    while (!mbarrier_ended(barrier, parity)) {
-        asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(now));
-        if (now - begin > PATIENCE) __trap();
-    }
+    for (u32 tries = PATIENCE; !mbarrier_ended(barrier, parity);)
+        if (--tries == 0) __trap();
 }
 
 // `bytes` (a multiple of 16) from global to shared memory; `barrier` counts them.

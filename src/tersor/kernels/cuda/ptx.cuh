@@ -9,6 +9,13 @@ __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvt
 __device__ __forceinline__ void copy_async_16(u32 to, const void* from) {
     asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
+// The same where `here`, without a branch.
+__device__ __forceinline__ void copy_async_16_if(bool here, u32 to, const void* from) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n@p cp.async.cg.shared.global.L2::256B [%1], [%2], 16;\n}" ::"r"(
+                     (int)here),
+                 "r"(to), "l"(from)
+                 : "memory");
+}
 __device__ __forceinline__ void copy_async_4(u32 to, const void* from) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
 }

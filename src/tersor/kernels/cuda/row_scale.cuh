@@ -12,13 +12,15 @@ struct RowScale {
 
     __device__ __forceinline__ RowScale(const u8* record, int row, int) : base(record[BASES_AT + row]) {}
     __device__ __forceinline__ float sums() const { return row_scale(base); }
-    // What an exception adds per activation to what stands in its place.
+    // What an exception adds per activation to what stands in its place, times what.
     __device__ __forceinline__ float missing(u32 entry) const { return exception_value(entry) - row_filler(base); }
+    __device__ __forceinline__ float exceptions() const { return 1; }
 #else
     int unit;
 
     __device__ __forceinline__ RowScale(const u8*, int, int unit) : unit(unit) {}
     __device__ __forceinline__ float sums() const { return power_of_two(WEIGHT_SHIFT + unit); }
-    __device__ __forceinline__ float missing(u32 entry) const { return from_f16(entry >> 16) * power_of_two(unit); }
+    __device__ __forceinline__ float missing(u32 entry) const { return from_f16(entry >> 16); }
+    __device__ __forceinline__ float exceptions() const { return power_of_two(unit); }
 #endif
 };

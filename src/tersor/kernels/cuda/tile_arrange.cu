@@ -12,7 +12,7 @@ constexpr int PIECES = 8;  // of a row of 64
 extern "C" __global__ void __launch_bounds__(THREADS)
 tile_arrange(const u16* __restrict__ x,  // [tokens] rows of `pitch` elements
              uint4* __restrict__ out,
-             int tokens, int cols, int pitch, int halves, int total) {
+             int tokens, int cols, int pitch, int halves, int total) {  // halves: a multiple of two
     const int i = blockIdx.x * THREADS + threadIdx.x;
     previous_done();
     let_next_begin();

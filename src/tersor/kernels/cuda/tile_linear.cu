@@ -1,64 +1,68 @@
 // y = x W^T (+ bias) for many tokens on Hopper: W is decoded into shared memory, where the tensor cores find it.
 //
-// A block of threads works through its units (tile_work.cuh) in steps of 64 columns. Its warps have two trades:
+// A block of threads works through its units (tile_work.cuh) in steps of 64 or 128 columns. Its warps have three trades:
 //
 //   CONSUMERS   one or two warpgroups: wgmma on 128 rows x TOKENS tokens, sums in registers
-//   DECODERS    8 or 16 warps: a strip of 16 rows each (tile_decode.cuh), or two warps in turns; the first strip's
-//               also ask for the activations, which are in the form of operands already (tile_arrange.cu)
+//   DECODERS    8 or 16 warps: a strip of 16 rows each (tile_decode.cuh), or two warps in turns
+//   FEEDERS     a warp that asks for compressed weights, one for activations (tile_feed.cuh), which are in the form
+//               of operands already (tile_arrange.cu); two idle ones where registers are given out to warpgroups
 //
-// They meet in two rings of operand tiles, A_SLOTS of weights and X_SLOTS of activations, by the barriers of
-// mbarrier.cuh. There is no warp of its own for the activations because registers are given out to whole
-// warpgroups: with 512 threads and setmaxnreg there are enough for the sums of 256 tokens, with 544 there are not.
-// Decoding costs the same whatever TOKENS is, and happens once for all of them.
+// They meet in three rings (tile_rings.cuh). Decoding costs the same whatever TOKENS is, and happens once for all.
 #include "tile_decode.cuh"
+#include "tile_feed.cuh"
 #include "wgmma.cuh"
 
-constexpr int THREADS = (CONSUMERS + DECODERS) * WARP;
-constexpr int STAGES_AT = A_SLOTS * A_BYTES + X_SLOTS * X_BYTES;
-constexpr int RECORDS_AT = STAGES_AT + DECODERS * STAGES * STAGE_BYTES;
-constexpr int BARRIERS_AT = RECORDS_AT + DECODERS * SLOT_BYTES;
+constexpr int FEEDERS = CONSUMER_REGISTERS ? 4 : 2;
+constexpr int THREADS = (CONSUMERS + DECODERS + FEEDERS) * WARP;
+// Steps under way while a consumer waits for the next. With few tokens a step is done before there is a next.
+constexpr int BEHIND = TOKENS <= 64 ? 0 : 1;
+constexpr int AREAS_AT = A_SLOTS * A_BYTES + X_SLOTS * X_BYTES;
+constexpr int BARRIERS_AT = AREAS_AT + STAGES * STRIPS * AREA_BYTES;
 
 // A warpgroup.
 __device__ __forceinline__ void consume(const Weights& w, const Output& out, float4* partial, u32 operands_a, u32 operands_x,
                                         const Barriers& b, int begin, int end) {
-    const int group = threadIdx.x / 128;
-    const u64 a_tiles = descriptor(operands_a + group * BLOCKS_OF_64 * 64 * ROW_BYTES), x_tiles = descriptor(operands_x);
+    const int group = GROUPS == 1 ? 0 : threadIdx.x / 128;  // 0 is known to be the same in all lanes, as descriptors must be
+    const u32 a_tiles = descriptor(operands_a + group * BLOCKS_OF_64 * 64 * ROW_BYTES), x_tiles = descriptor(operands_x);
     const bool leader = threadIdx.x % WARP == 0;
     float sums[BLOCKS_OF_64][WIDTHS][WIDTH / 2];
-    u32 step = 0;
+    Turn<A_SLOTS> turn_a;
+    Turn<X_SLOTS> turn_x;
     int unit = begin;
 #pragma unroll 1
     while (unit < end) {
         const int tile = unit / w.split.segments, first = unit % w.split.segments;
         const int last = min(w.split.segments, first + end - unit);
-        const int steps = min(w.halves, last * SEGMENT_HALVES) - first * SEGMENT_HALVES;
+        const int steps = (w.stages_before(unit + last - first) - w.stages_before(unit)) * STAGE_STEPS;
 #pragma unroll
         for (int m = 0; m < BLOCKS_OF_64; m++)
 #pragma unroll
             for (int i = 0; i < TOKENS / 2; i++) sums[m][i / (WIDTH / 2)][i % (WIDTH / 2)] = 0;
-        u32 held = 0;  // of the step before, which may still be read
+        u32 read_a = 0, read_x = 0;  // the step that is done
 #pragma unroll 1
-        for (int k = 0; k < steps; k++, step++) {
-            const u32 number_a = step % A_SLOTS, number_x = step % X_SLOTS;
-            mbarrier_wait(b.a_full + number_a * 8, step / A_SLOTS & 1);
-            mbarrier_wait(b.x_full + number_x * 8, step / X_SLOTS & 1);
-            const u64 a = a_tiles + number_a * (A_BYTES >> 4), x = x_tiles + number_x * (X_BYTES >> 4);
+        for (int k = 0; k < steps; k++) {
+            if (!BEHIND) read_a = turn_a.number, read_x = turn_x.number;
+            mbarrier_wait(b.a_full + turn_a.number * 8, turn_a.parity);
+            mbarrier_wait(b.x_full + turn_x.number * 8, turn_x.parity);
+            const u32 a = a_tiles + turn_a.number * (A_BYTES >> 4), x = x_tiles + turn_x.number * (X_BYTES >> 4);
             wgmma_begin();
 #pragma unroll
-            for (int i = 0; i < HALF_COLS / 16; i++)
+            for (int i = 0; i < STEP_HALVES * 4; i++)
 #pragma unroll
                 for (int m = 0; m < BLOCKS_OF_64; m++)
 #pragma unroll
                     for (int n = 0; n < WIDTHS; n++)
-                        wgmma(sums[m][n], a + m * (64 * ROW_BYTES >> 4) + i * DESCRIPTOR_STEP,
-                              x + n * (WIDTH * ROW_BYTES >> 4) + i * DESCRIPTOR_STEP);
+                        wgmma(sums[m][n], a + (i / 4 * TILE_BYTES + m * 64 * ROW_BYTES >> 4) + i % 4 * DESCRIPTOR_STEP,
+                              x + (i / 4 * X_TILE_BYTES + n * WIDTH * ROW_BYTES >> 4) + i % 4 * DESCRIPTOR_STEP);
             wgmma_commit();
-            wgmma_wait<1>();
-            if (k > 0 && leader) mbarrier_arrive(b.empty + held);
-            held = number_a * 8;
+            wgmma_wait<BEHIND>();
+            if (leader && k >= BEHIND) mbarrier_arrive(b.a_empty + read_a * 8), mbarrier_arrive(b.x_empty + read_x * 8);
+            if (BEHIND) read_a = turn_a.number, read_x = turn_x.number;
+            turn_a.advance();
+            turn_x.advance();
         }
         wgmma_wait<0>();
-        if (leader) mbarrier_arrive(b.empty + held);
+        if (leader && BEHIND) mbarrier_arrive(b.a_empty + read_a * 8), mbarrier_arrive(b.x_empty + read_x * 8);
         const bool whole = first == 0 && last == w.split.segments;
         float4* own = partial + (long long)(2 * blockIdx.x + (first == 0)) * QUADS + threadIdx.x;
 #pragma unroll
@@ -91,7 +95,9 @@ tile_linear(const u8* __restrict__ weights, const int* __restrict__ places, cons
     u8* shared = unaligned + (-shared_address(unaligned) & (STRIP_BYTES - 1));  // swizzle and patches go by addresses
     const u32 base = shared_address(shared);
     const int warp = __shfl_sync(ALL_LANES, threadIdx.x / WARP, 0);  // the compiler now knows that a warp has one trade
-    const Barriers barriers(base + BARRIERS_AT);
+    u32 barriers_at = base + BARRIERS_AT;
+    asm volatile("" : "+r"(barriers_at));  // kept, not reckoned again for every wait
+    const Barriers barriers(barriers_at);
     const u32 operands_x = base + A_SLOTS * A_BYTES;
     Weights w{weights, places, records, ceil_div(rows, TILE_ROWS), halves, ceil_div(tokens, TOKENS)};
     w.split.segments = ceil_div(halves, SEGMENT_HALVES);
@@ -107,13 +113,16 @@ tile_linear(const u8* __restrict__ weights, const int* __restrict__ places, cons
 #endif
         const Output out{bias, y, rows, tokens, __int_as_float((127 + exponent) << 23)};
         consume(w, out, partial, base, operands_x, barriers, begin, end);
-    } else {
+    } else if (warp < CONSUMERS + DECODERS) {
 #if CONSUMER_REGISTERS
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(DECODER_REGISTERS));
 #endif
-        const int decoder = warp - CONSUMERS;
-        const Arranged arranged{x, operands_x, barriers.x_full};
-        decode_tiles(w, shared + STAGES_AT + decoder * STAGES * STAGE_BYTES, shared + RECORDS_AT + decoder * SLOT_BYTES,
-                     arranged, base, barriers, decoder, begin, end);
+        decode_tiles(w, shared + AREAS_AT, base, barriers, warp - CONSUMERS, w.stages_before(end) - w.stages_before(begin));
+    } else {
+#if CONSUMER_REGISTERS
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEEDER_REGISTERS));
+#endif
+        if (warp == CONSUMERS + DECODERS) feed_weights(w, shared + AREAS_AT, barriers, begin, end);
+        if (warp == CONSUMERS + DECODERS + 1) feed_activations(w, x, operands_x, barriers, begin, end);
     }
 }

@@ -9,13 +9,12 @@
 // Tokens of one instruction. 256 would have to be compiled with at least 154 registers for every warp of the kernel.
 constexpr int WIDTH = TOKENS < 128 ? TOKENS : 128, WIDTHS = TOKENS / WIDTH;
 constexpr int ROW_BYTES = 128;                 // of an operand tile
-constexpr u64 DESCRIPTOR = 1ull << 62          // 128-byte swizzle
-                         | 64ull << 32         // 8 rows are 64 x 16 bytes
-                         | 1ull << 16;         // (unused with this swizzle)
-constexpr u64 DESCRIPTOR_STEP = 2;             // 16 of k: 32 bytes
+constexpr u32 DESCRIPTOR = 1u << 30            // upper word: 128-byte swizzle
+                         | 64;                 // 8 rows are 64 x 16 bytes
+constexpr u32 DESCRIPTOR_STEP = 2;             // 16 of k: 32 bytes
 
-// Of the tile at a shared address that is a multiple of 1024.
-__device__ __forceinline__ u64 descriptor(u32 address) { return DESCRIPTOR | (address & 0x3ffff) >> 4; }
+// Lower word, of the tile at a shared address that is a multiple of 1024. (Its upper half is unused with this swizzle.)
+__device__ __forceinline__ u32 descriptor(u32 address) { return 1u << 16 | (address & 0x3ffff) >> 4; }
 
 __device__ __forceinline__ void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -32,9 +31,11 @@ __device__ __forceinline__ void wgmma_pin(float (&d)[N]) {
 }
 
 // d += A B. TEXT names the operands d, the last arguments are they.
-#define WGMMA(SHAPE, TEXT, A, B, ...) \
-    asm volatile("wgmma.mma_async.sync.aligned.m64" SHAPE "k16.f32.bf16.bf16 {" TEXT "}, %" A ", %" B ", 1, 1, 1, 0, 0;" \
-                 : __VA_ARGS__ : "l"(a), "l"(b))
+#define WGMMA(SHAPE, TEXT, A, B, UPPER, ...)                                                                    \
+    asm volatile("{\n.reg .b64 a, b;\nmov.b64 a, {%" A ", %" UPPER "};\nmov.b64 b, {%" B ", %" UPPER "};\n"       \
+                 "wgmma.mma_async.sync.aligned.m64" SHAPE "k16.f32.bf16.bf16 {" TEXT "}, a, b, 1, 1, 1, 0, 0;\n}" \
+                 : __VA_ARGS__                                                                                   \
+                 : "r"(a), "r"(b), "n"(DESCRIPTOR))
 
 #define TEXT0 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define TEXT1 "%8, %9, %10, %11, %12, %13, %14, %15"
@@ -52,14 +53,14 @@ __device__ __forceinline__ void wgmma_pin(float (&d)[N]) {
 #define TEXTS4 TEXT0 ", " TEXT1 ", " TEXT2 ", " TEXT3
 #define TEXTS8 TEXT0 ", " TEXT1 ", " TEXT2 ", " TEXT3 ", " TEXT4 ", " TEXT5 ", " TEXT6 ", " TEXT7
 
-__device__ __forceinline__ void wgmma(float (&d)[WIDTH / 2], u64 a, u64 b) {
+__device__ __forceinline__ void wgmma(float (&d)[WIDTH / 2], u32 a, u32 b) {
 #if TOKENS == 16
-    WGMMA("n16", TEXT0, "8", "9", SUMS8(0));
+    WGMMA("n16", TEXT0, "8", "9", "10", SUMS8(0));
 #elif TOKENS == 32
-    WGMMA("n32", TEXTS2, "16", "17", SUMS16(0));
+    WGMMA("n32", TEXTS2, "16", "17", "18", SUMS16(0));
 #elif TOKENS == 64
-    WGMMA("n64", TEXTS4, "32", "33", SUMS32(0));
+    WGMMA("n64", TEXTS4, "32", "33", "34", SUMS32(0));
 #else
-    WGMMA("n128", TEXTS8, "64", "65", SUMS64(0));
+    WGMMA("n128", TEXTS8, "64", "65", "66", SUMS64(0));
 #endif
 }

@@ -9,7 +9,7 @@ constexpr int TILES = ceil_div(TOKENS, 8);     // groups of 8 tokens: the n of t
 constexpr int TILE = TOKENS < 8 ? TOKENS : 8;  // tokens of a group
 
 #include "activations.cuh"
-#include "ring.cuh"
+#include "ptx.cuh"
 #include "row_scale.cuh"
 
 constexpr int STRIP = TILE_ROWS;
@@ -20,13 +20,18 @@ constexpr int SPANS = CONSUMERS / SPAN_SEGMENTS;    // in a round
 constexpr int LINE = 128;                           // bytes of a cache line
 constexpr int SLOT_BYTES = 2 * WARP * 16;           // a record of up to 244 exceptions (3 %); longer ones stay in memory
 
+// Every segment is whole or empty: no part of one needs a check of its own.
+constexpr bool WHOLE = X_PITCH % SEGMENT_COLS == 0;
+static_assert(SEGMENT_STAGES % STAGES == 0, "the stages of every segment lie at the same places of a ring");
+
 // Where in its share of the matrix a warp is. Spans are counted within blockIdx.y's columns.
 struct Position {
     int strip, span;
 
+    // By up to `spans`, those of a row.
     __device__ __forceinline__ void advance(int by, int spans) {
         span += by;
-        while (span >= spans) span -= spans, strip += gridDim.x;
+        if (span >= spans) span -= spans, strip += gridDim.x;
     }
 };
 
@@ -37,34 +42,65 @@ struct Problem {
     Activations x;       // of this slice
     int tokens, strips, row_halves, row_segments, unit;  // of the whole matrix,
     int halves, spans, rounds;                           // of this slice
+    int strips_on, spans_on;                             // from one round to the next
+
+    // How many halves there are from a segment's first on; more than SEGMENT_HALVES, if the row goes on.
+    __device__ __forceinline__ int from(Position at, int segment) const {
+        return at.strip < strips ? halves - at.span * SPAN_HALVES - segment * SEGMENT_HALVES : 0;
+    }
+    __device__ __forceinline__ void move(Position& at) const {
+        at.strip += strips_on;
+        at.advance(spans_on, spans);
+    }
 };
 
-// A warp's weights, segment after segment, each SEGMENT_STAGES stages, the last of them empty if it is short.
-struct Feed {
-    Ring<STAGES, STAGE_BYTES> ring;
-    const u8* from;
-    int left, stage = 0, segment, lane;
-    Position place;
+// A segment in memory, as one lane of a warp copies it.
+struct Source {
+    static constexpr int COPIES = STAGE_BYTES / (WARP * 16), REST = STAGE_BYTES % (WARP * 16) / 16;  // lanes of the last
+    const u8* from;   // this lane's first 16 bytes
+    int left;         // bytes from there on
 
-    __device__ __forceinline__ Feed(const Problem& p, u8* stages, Position place, int segment, int lane)
-        : ring(stages, lane), segment(segment), lane(lane), place(place) {
-        aim(p);
-        for (int i = 0; i < STAGES - 1; i++) fetch(p);
+    __device__ __forceinline__ Source(const Problem& p, Position at, int segment, int lane) {
+        const int first = at.span * SPAN_HALVES + segment * SEGMENT_HALVES;
+        from = p.weights + ((long long)at.strip * p.row_halves + first) * HALF_BYTES + lane * 16;
+        left = min(p.from(at, segment), SEGMENT_HALVES) * HALF_BYTES;
+        if (!WHOLE) left -= lane * 16;
     }
-    __device__ __forceinline__ void aim(const Problem& p) {
-        const int half = place.span * SPAN_HALVES + segment * SEGMENT_HALVES;
-        left = place.strip < p.strips ? min(p.halves - half, SEGMENT_HALVES) * HALF_BYTES : 0;
-        from = p.weights + ((long long)place.strip * p.row_halves + half) * HALF_BYTES + lane * 16;
-    }
-    __device__ __forceinline__ void fetch(const Problem& p) {
-        ring.fill(from, left, lane);
-        from += STAGE_BYTES;
-        left -= STAGE_BYTES;
-        if (++stage == SEGMENT_STAGES) {
-            stage = 0;
-            place.advance(SPANS, p.spans);
-            aim(p);
+    // Begin to copy a stage to the shared address `to`, this lane's; what the segment does not have is left out.
+    __device__ __forceinline__ void copy(u32 to, int stage, int lane) const {
+#pragma unroll
+        for (int i = 0; i < COPIES + (REST > 0); i++) {
+            const int at = i * WARP * 16, before = stage * STAGE_BYTES + at;
+            copy_async_16_if(left > (WHOLE ? 0 : before) && (i < COPIES || lane < REST), to + at, from + before);
         }
+    }
+};
+
+// A warp's weights, stage after stage, on their way through its ring: STAGES - 1 of them, the one that is read in front.
+//
+// Memory answers after 600 to 900 cycles; to keep it busy a multiprocessor must have some 30 KB under way. Registers
+// could hold that (a prototype did) but then not much else; shared memory has the room. Much more than that only makes
+// everybody wait longer. A stage belongs to one warp, so nobody else ever waits for it. The ring comes round within a
+// segment, so in a loop over its stages that is written out all addresses are constants.
+struct Stream {
+    u32 begin;  // shared address of this lane's first 16 bytes
+    Source now, next;
+    int lane;
+
+    __device__ __forceinline__ Stream(const u8* ring, const Source& first, int lane)
+        : begin(shared_address(ring) + lane * 16), now(first), next(first), lane(lane) {
+#pragma unroll
+        for (int stage = 0; stage < STAGES - 1; stage++) fetch(stage);
+    }
+    // Ask for a stage of `now` or, counting on, of `next`. All lanes have left the one that was in its place.
+    __device__ __forceinline__ void fetch(int stage) {
+        (stage < SEGMENT_STAGES ? now : next).copy(begin + stage % STAGES * STAGE_BYTES, stage % SEGMENT_STAGES, lane);
+        copy_async_commit();
+    }
+    // Until the oldest stage is there.
+    __device__ __forceinline__ void wait() const {
+        copy_async_wait<STAGES - 2>();
+        __syncwarp();
     }
 };
 
@@ -74,9 +110,8 @@ struct Record {
     int2 place;  // of the next record, in units of 16 bytes
 
     __device__ __forceinline__ void locate(const Problem& p, Position at, int segment) {
-        const int k = at.span * SPAN_SEGMENTS + segment;
-        const int* entry = p.places + (long long)at.strip * p.row_segments + k;
-        place = at.strip < p.strips && k * SEGMENT_HALVES < p.halves ? make_int2(__ldg(entry), __ldg(entry + 1)) : make_int2(0, 0);
+        const int* entry = p.places + (long long)at.strip * p.row_segments + at.span * SPAN_SEGMENTS + segment;
+        place = p.from(at, segment) > 0 ? make_int2(__ldg(entry), __ldg(entry + 1)) : make_int2(0, 0);
     }
     // Begin to copy it; belongs to the group that is committed next. Returns where it will be.
     __device__ __forceinline__ const u8* ask(const Problem& p, int lane) {

@@ -17,9 +17,9 @@ _EVEN = 0.9
 
 @dataclass(frozen=True)
 class Variant:
-    """One build of the kernel: tokens at most, streaming warps, ring stages, blocks of threads per SM.
+    """One build of the kernel: tokens at most, streaming warps, ring stages (2 or 4), blocks of threads per SM.
 
-    `slice_spans`: 0 reads activations through L1; n keeps those of n spans in shared memory (`fast` layout only).
+    `slice_spans`: 0 reads activations through L1; n keeps those of n spans in shared memory (8 tokens or more).
     `buffers`: 2 lets the streaming warps run a round ahead of the sums, 1 leaves room for more of them.
     """
 

@@ -7,24 +7,21 @@ GPU, nothing is allocated but torch's tensors.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import torch
 
 from tersor.kernels.compiler import Program
 from tersor.kernels.fused.device import Matrix
-from tersor.kernels.fused.layout import Geometry
+from tersor.kernels.fused.layout import EXCEPTION_BYTES, Geometry
 from tersor.kernels.launcher import Kernel, Launch, architecture, multiprocessors
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
 from tersor.kernels.tile.variant import Variant, variant_for
 
+MOST_TOKENS = 1024  # beyond it decoding the matrix for cuBLAS is faster (bench/sweep_tile.py)
 _THREADS = 256
-_STEP_COLS = 64
-
-
-# Beyond, decoding for cuBLAS is faster: at 2048 tokens 0.87 of cuBLAS's speed on the plain matrix against 0.66,
-# at 256 0.48 against 0.69 (28672 x 4096, `fast` layout, one H200).
-MOST_TOKENS = 512
+_HALF_COLS = 64
 
 
 def supported(device: torch.device) -> bool:
@@ -33,8 +30,8 @@ def supported(device: torch.device) -> bool:
 
 
 def fastest(tokens: int, device: torch.device) -> bool:
-    """Whether this many tokens, more than the product for few takes, are multiplied fastest here."""
-    return 0 < tokens <= MOST_TOKENS and supported(device)
+    """Whether this product multiplies so many tokens faster than cuBLAS does after decoding."""
+    return supported(device) and 0 < tokens <= MOST_TOKENS
 
 
 @cache
@@ -53,7 +50,8 @@ def tile_linear(
     The result does not depend on when blocks run; it does depend on `variant` and on how many tokens there are.
     """
     geometry, tokens, device = matrix.geometry, x.shape[0], x.device
-    variant = variant or variant_for(tokens, matrix.geometry)
+    variant = variant or variant_for(tokens)
+    variant = replace(variant, kept=min(variant.kept, kept_for(matrix)))
     shared, exponent = variant.shared(geometry), matrix.unit + dict(geometry.macros).get("WEIGHT_SHIFT", 0)
     places = multiprocessors(device) * variant.blocks_per_sm
     split = choose(geometry.rows, tokens, geometry.segments, variant.tokens, places)
@@ -76,14 +74,23 @@ def tile_linear(
     return y
 
 
+def kept_for(matrix: Matrix[Geometry]) -> int:
+    """Exceptions that a lane must hold (1, 2 or 4) for nearly all segments, if they are spread evenly."""
+    geometry = matrix.geometry
+    bytes_of_one = matrix.records.numel() / (geometry.strips * geometry.segments)
+    mean = max(0.0, bytes_of_one - dict(geometry.macros)["RECORD_HEAD"]) / EXCEPTION_BYTES
+    return next((kept for kept in (1, 2) if mean + 3 * mean**0.5 <= 32 * kept), 4)
+
+
 def _arrange(x: torch.Tensor, geometry: Geometry, variant: Variant, split: Split) -> torch.Tensor:
-    """The activations as operand tiles [token tiles][halves][variant.tokens][64], swizzled."""
+    """The activations as operand tiles [token tiles][halves, an even number][variant.tokens][64], swizzled."""
     if x.stride(1) != 1:
         x = x.contiguous()
-    out = x.new_empty(split.token_tiles * geometry.halves * variant.tokens * _STEP_COLS)
+    halves = geometry.halves + geometry.halves % 2
+    out = x.new_empty(split.token_tiles * halves * variant.tokens * _HALF_COLS)
     pieces = out.numel() // 8
     _kernel(variant.arrange_program(geometry))(
         Launch((-(-pieces // _THREADS), 1), _THREADS, overlap=True), x.device,
-        x, out, x.shape[0], geometry.cols, x.stride(0), geometry.halves, pieces,
+        x, out, x.shape[0], geometry.cols, x.stride(0), halves, pieces,
     )  # fmt: skip
     return out

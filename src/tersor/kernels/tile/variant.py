@@ -8,19 +8,21 @@ from tersor.kernels.compiler import Program
 from tersor.kernels.fused.layout import STRIP_ROWS, Geometry
 from tersor.kernels.tile.split import TILE_ROWS
 
-_STEP_COLS = 64
+_HALF_BYTES = 64 * 2  # of a row
 _STRIPS = TILE_ROWS // STRIP_ROWS
-_STRIP_ALIGN = STRIP_ROWS * _STEP_COLS * 2  # bytes; where operand tiles begin
-_CROWD = 512  # threads
-_SETMAXNREG_FROM = 256  # tokens whose sums leave a warpgroup too few registers otherwise
+_STRIP_ALIGN = STRIP_ROWS * _HALF_BYTES  # bytes; where operand tiles begin
+_NOTE_BYTES = 16
+# Of a consumer, a decoder, a feeder, from so many tokens on, whose sums leave too few otherwise. Five warpgroups are
+# launched with 96 registers each.
+_REGISTERS_FROM = _HALF_STEPS_FROM = 256
+_REGISTERS = (160, 64, 32)
 
 
 @dataclass(frozen=True)
 class Variant:
     """One build: `tokens` of a tile, consumer warpgroups, decoding warps, depth of the three rings.
 
-    `stages`: compressed stages per decoding warp; `a_slots` <= `x_slots`: operand tiles of 64 columns,
-    at least 5 where 16 warps decode.
+    `stages`: compressed stages of each strip; `a_slots`, `x_slots`: operand tiles of `step_halves` x 64 columns.
     `kept`: exceptions of a segment that a lane holds in registers; more are slow.
     """
 
@@ -34,39 +36,46 @@ class Variant:
     kept: int = 4
 
     @property
-    def threads(self) -> int:
-        """Threads of a block."""
-        return 32 * (4 * self.groups + self.decoders)
+    def registers(self) -> tuple[int, int, int]:
+        """Of a consumer, a decoder and a feeder where they differ; else zeros."""
+        return _REGISTERS if self.tokens >= _REGISTERS_FROM else (0, 0, 0)
 
     @property
-    def crowded(self) -> bool:
-        """Whether a multiprocessor holds so many threads that each has at most 80 registers."""
-        return self.threads * self.blocks_per_sm > _CROWD
+    def step_halves(self) -> int:
+        """Halves of a stage that are multiplied at a time: both, where there is room for two such steps."""
+        return 1 if self.tokens >= _HALF_STEPS_FROM else 2
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block; a warpgroup has registers of one kind."""
+        feeders = 4 if any(self.registers) else 2
+        return 32 * (4 * self.groups + self.decoders + feeders)
 
     def shared(self, geometry: Geometry) -> int:
-        """Bytes of dynamic shared memory of a block, laid out as in tile_linear.cu."""
-        operands = (self.a_slots * TILE_ROWS + self.x_slots * self.tokens) * _STEP_COLS * 2
-        warp = self.stages * geometry.stage_bytes + dict(geometry.macros)["RECORD_HEAD"] + 4 * 32 * self.kept
-        barriers = 8 * (2 * self.a_slots + self.x_slots)
-        return _STRIP_ALIGN + operands + self.decoders * warp + barriers
+        """Bytes of dynamic shared memory of a block, laid out as in tile_rings.cuh."""
+        operands = (self.a_slots * TILE_ROWS + self.x_slots * self.tokens) * self.step_halves * _HALF_BYTES
+        record = dict(geometry.macros)["RECORD_HEAD"] + 4 * 32 * self.kept
+        areas = self.stages * _STRIPS * (geometry.stage_bytes + record + _NOTE_BYTES)
+        barriers = 8 * 2 * (self.stages + self.a_slots + self.x_slots)
+        return _STRIP_ALIGN + operands + areas + barriers
 
     def macros(self, geometry: Geometry) -> tuple[tuple[str, int], ...]:
         """What the kernels of this build are compiled with."""
-        registers = (0, 0)
-        if self.tokens >= _SETMAXNREG_FROM:
-            registers = (168, 88)  # of 2 x 128, what 512 threads are launched with
+        consumer, decoder, feeder = self.registers
         return (
             *geometry.macros,
             ("TOKENS", self.tokens),
             ("GROUPS", self.groups),
             ("DECODERS", self.decoders),
             ("STAGES", self.stages),
+            ("STEP_HALVES", self.step_halves),
             ("A_SLOTS", self.a_slots),
             ("X_SLOTS", self.x_slots),
             ("KEPT", self.kept),
             ("BLOCKS_PER_SM", self.blocks_per_sm),
-            ("CONSUMER_REGISTERS", registers[0]),
-            ("DECODER_REGISTERS", registers[1]),
+            ("CONSUMER_REGISTERS", consumer),
+            ("DECODER_REGISTERS", decoder),
+            ("FEEDER_REGISTERS", feeder),
         )
 
     def program(self, geometry: Geometry) -> Program:
@@ -86,25 +95,26 @@ class Variant:
             "tile_arrange.cu", "tile_arrange", (*geometry.macros, ("TOKENS", self.tokens)), hopper_only=True
         )
 
+    def programs(self, geometry: Geometry) -> tuple[Program, Program, Program]:
+        """All three."""
+        return self.arrange_program(geometry), self.program(geometry), self.combine_program(geometry)
 
-# The first of each size that leaves a thread registers enough is used; the others are for bench/sweep_tile.py.
+
+# The first of each size is used; the others are for bench/sweep_tile.py.
 VARIANTS = {
-    16: (Variant(16, 1, 8, 2, 2, 4, 2), Variant(16, 1, 16, 2, 5, 6), Variant(16, 1, 8, 3, 4, 8)),
-    32: (Variant(32, 1, 8, 2, 2, 4, 2), Variant(32, 1, 16, 2, 5, 6), Variant(32, 1, 8, 3, 4, 6)),
-    64: (Variant(64, 2, 16, 2, 5, 5), Variant(64, 1, 8, 3, 4, 6), Variant(64, 2, 8, 3, 4, 6)),
-    128: (Variant(128, 2, 8, 3, 4, 4), Variant(128, 2, 8, 2, 5, 5), Variant(128, 2, 8, 2, 4, 6)),
-    256: (Variant(256, 2, 8, 2, 3, 4), Variant(256, 2, 8, 3, 3, 3)),
+    16: (Variant(16, 1, 16, 4, 2, 6), Variant(16, 1, 8, 2, 1, 3, 2), Variant(16, 1, 8, 4, 2, 6)),
+    32: (Variant(32, 1, 16, 4, 2, 4), Variant(32, 1, 8, 2, 1, 2, 2), Variant(32, 1, 8, 4, 2, 4)),
+    64: (Variant(64, 2, 16, 4, 2, 3), Variant(64, 2, 16, 2, 3, 4), Variant(64, 2, 8, 3, 2, 4)),
+    128: (Variant(128, 2, 8, 2, 2, 3), Variant(128, 2, 8, 3, 2, 2)),
+    256: (Variant(256, 2, 8, 2, 2, 4), Variant(256, 2, 8, 2, 4, 3)),
 }
-_PLANE = 4  # bits; wider codes are put together from two planes
-_LIGHT = 32  # tokens, beyond which a crowded build has no registers to spare
 _DECODING = 64  # tokens' worth of time that a step costs whatever its tokens
 
 
-def variant_for(tokens: int, geometry: Geometry) -> Variant:
-    """The build whose tiles waste least for this many tokens of a layout."""
-    size = next((n for n in VARIANTS if tokens <= n), None)
-    if size is None:
-        size = min((256, 128), key=lambda n: -(-tokens // n) * (n + _DECODING))
-    macros = dict(geometry.macros)
-    heavy = macros["LAYOUT"] and (macros["BITS"] > _PLANE or size > _LIGHT)  # decoders that hold much
-    return next(b for b in VARIANTS[size] if not (heavy and b.crowded))
+def variant_for(tokens: int) -> Variant:
+    """The build whose tiles waste least for this many tokens."""
+    for size, builds in VARIANTS.items():
+        if tokens <= size:
+            return builds[0]
+    size = min((256, 128), key=lambda n: -(-tokens // n) * (n + _DECODING))
+    return VARIANTS[size][0]

@@ -9,7 +9,7 @@ from tersor.kernels.window.layout import STAGE_BYTES, Geometry
 
 MAX_TOKENS = 32  # of one launch
 FUSED_TOKENS = 64  # beyond it the matrix is decoded for cuBLAS, except on Hopper:
-TILE_TOKENS = 32  # beyond it `kernels.tile` multiplies there, up to its own limit
+TILE_TOKENS = 16  # beyond it `kernels.tile` multiplies there, any number of tokens
 _FEW = 8  # tokens whose activations come through L1
 _SHAPES = ((8, 2), (8, 3), (20, 1))  # streaming warps and blocks per multiprocessor, the best first
 _SMALL = 12  # streaming warps where a multiprocessor has 99 KB
@@ -29,7 +29,8 @@ def variant_for(tokens: int, geometry: Geometry, multiprocessors: int, shared: i
         twice = Variant(16, 8, 2, blocks_per_sm=2, slice_spans=1)
         if most == 16 and twice.shared(STAGE_BYTES) <= shared:
             return twice
-        sizes = (Variant(most, consumers, 2, slice_spans=1, buffers=1) for consumers in range(16, 2, -2))
+        widest = 16 if most == 16 else 12  # 32 tokens take more registers
+        sizes = (Variant(most, warps, 2, slice_spans=1, buffers=1) for warps in range(widest, 2, -2))
         return next(variant for variant in sizes if variant.shared(STAGE_BYTES) <= shared)
 
     def fits(variant: Variant) -> bool:
