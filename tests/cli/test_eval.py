@@ -48,6 +48,15 @@ def test_json_has_every_number(tersor: Command, demo_model: Path, text: Path, ta
     assert ran.json["length"] == 64
 
 
+def test_arithmetic_is_chosen_and_told(tersor: Command, demo_model: Path, text: Path) -> None:
+    ran = tersor("eval", demo_model, "--text", text, "--length", 64, "--dtype", "float32", "--device", "cpu")
+    assert "on cpu in float32" in ran.out
+    assert tersor("eval", demo_model, "--text", text, "--length", 64, "--json").json["dtype"] == "bfloat16"
+    refused = tersor("eval", demo_model, "--text", text, "--dtype", "float31")
+    assert refused.status == 2
+    assert "float31" in refused.err
+
+
 def test_one_window_has_no_standard_error(
     tersor: Command, demo_model: Path, text: Path, tmp_path: Path
 ) -> None:

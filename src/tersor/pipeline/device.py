@@ -1,10 +1,15 @@
-"""Where a model runs: `--device`."""
+"""Where a model runs, and in what arithmetic: `--device`, `--dtype`."""
 
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from tersor.format.errors import MissingDependency, UsageError
+
+Arithmetic = Literal["auto", "float32", "bfloat16", "float16"]
+"""What products are computed in. "auto" is what the checkpoint names. Compressed weights are decoded to their own
+dtype whatever it is, and cast for the product; fused kernels know bfloat16 only and leave the others to torch."""
 
 
 def resolve_device(device: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tersor.format.errors import UsageError
-from tersor.pipeline.device import resolve_device
+from tersor.pipeline.device import Arithmetic, resolve_device
 from tersor.pipeline.evaluate import Evaluation, Progress, evaluate
 from tersor.pipeline.generate import require_transformers
 from tersor.pipeline.source import local_path
@@ -21,6 +21,7 @@ class ModelEvaluation:
     model: Path
     against: Path | None
     device: str
+    dtype: str
     length: int
     results: Evaluation
 
@@ -35,13 +36,15 @@ def evaluate_model(
     limit: int | None = None,
     join_lines: bool = False,
     device: str = "auto",
+    dtype: Arithmetic = "auto",
     on_progress: Progress | None = None,
 ) -> ModelEvaluation:
     """Evaluate the causal language model at `model` (directory or Hub id), plain or compressed.
 
     Perplexity on every text, divergence from `against` on the same tokens, accuracy on every task file;
     `length`, `limit` and `join_lines` as in `evaluate`, the length by default the model's context, at most
-    2048. Raises `UsageError` for files that cannot be used.
+    2048. `dtype` is the arithmetic of both models; in float32 a GPU's perplexity is a CPU's, in 16 bits their
+    different order of summation shows. Raises `UsageError` for files that cannot be used.
     """
     if not texts and not tasks:
         raise UsageError("nothing to evaluate on: give --text FILE, --tasks FILE or both")
@@ -52,13 +55,13 @@ def evaluate_model(
     transformers.logging.disable_progress_bar()
     device = resolve_device(device)
     path = local_path(str(model))
-    loaded, tokenizer = _load(transformers, path, device)
+    loaded, tokenizer = _load(transformers, path, device, dtype)
     context = getattr(loaded.config, "max_position_embeddings", None) or 2048
     if length is not None and not 2 <= length <= context:
         raise UsageError(f"a context of {length} tokens: this model takes 2 to {context}")
     length = length or min(context, 2048)
     reference = local_path(str(against)) if against is not None else None
-    original = _load(transformers, reference, device)[0] if reference is not None else None
+    original = _load(transformers, reference, device, dtype)[0] if reference is not None else None
     if original is not None and original.config.vocab_size != loaded.config.vocab_size:
         raise UsageError(
             f"{reference}: has another vocabulary than {path}; it is not what that was made from"
@@ -66,17 +69,18 @@ def evaluate_model(
     results = evaluate(
         loaded, tokenizer, texts, tasks, original, length, join_lines, limit, progress=on_progress
     )
-    return ModelEvaluation(path, reference, device, length, results)
+    arithmetic = str(loaded.dtype).removeprefix("torch.")
+    return ModelEvaluation(path, reference, device, arithmetic, length, results)
 
 
-def _load(transformers: Any, path: Path, device: str) -> tuple[Any, Any]:
+def _load(transformers: Any, path: Path, device: str, dtype: Arithmetic) -> tuple[Any, Any]:
     if path.is_file():
         raise UsageError(
             f"{path}: is a single file; evaluating needs a model directory with config and tokenizer"
         )
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-        loaded = transformers.AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{path}: Transformers cannot load it: {error}") from error
     return loaded.to(device).eval(), tokenizer
