@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tersor.format.errors import UsageError
 from tersor.pipeline.device import Arithmetic, resolve_device
@@ -50,6 +50,8 @@ def evaluate_model(
         raise UsageError("nothing to evaluate on: give --text FILE, --tasks FILE or both")
     if against is not None and not texts:
         raise UsageError("--against compares next-token distributions on a text: give --text FILE too")
+    if dtype not in get_args(Arithmetic):
+        raise UsageError(f"dtype {dtype!r} is not one of {', '.join(get_args(Arithmetic))}")
     transformers = require_transformers()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
