@@ -1,4 +1,14 @@
-"""One small call of every kernel, for compute-sanitizer: compute-sanitizer --tool racecheck python bench/sanitize.py"""
+"""One small call of every kernel, for compute-sanitizer.
+
+    compute-sanitizer --tool memcheck --report-api-errors no python bench/sanitize.py
+    compute-sanitizer --tool racecheck python bench/sanitize.py
+
+At its first call cuda-bindings asks the driver for each of the five hundred functions that it knows, and a driver
+that is older than the bindings answers CUDA_ERROR_NOT_FOUND for those it lacks. Without `--report-api-errors no`
+memcheck reports every such answer of cuGetProcAddress as an error: 34 where a driver of CUDA 13.0 meets the
+functions of 13.1 to 13.3. They say nothing of our kernels, whose accesses are checked either way; what the driver
+answers to our own calls, `tersor.kernels.launcher` checks.
+"""
 
 from __future__ import annotations
 
