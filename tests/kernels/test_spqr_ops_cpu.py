@@ -16,6 +16,8 @@ from tersor.kernels.spqr import (
     packing,
     reference,
 )
+from tersor.kernels.spqr.layout import Geometry
+from tersor.kernels.spqr.linear import MAX_TOKENS, variant_for
 
 
 def weight_of(q: Quantized) -> torch.Tensor:
@@ -91,3 +93,19 @@ def test_linear_compiles_without_a_graph_break() -> None:
     )
     x = torch.randn(3, 200).bfloat16()
     assert torch.equal(compiled(x), linear(x, weight_of(q)))
+
+
+@pytest.mark.parametrize("gpu", [(132, 232448), (128, 101376)], ids=["h200", "small"])
+@pytest.mark.parametrize("kind", [(2, 32, 2), (4, 32, 2), (3, 16, 2), (8, 16, 1), (8, 128, 1)], ids=str)
+def test_every_build_fits_its_gpu(gpu: tuple[int, int], kind: tuple[int, int, int]) -> None:
+    multiprocessors, shared = gpu
+    for rows in (16, 576, 4096, 6144, 14336, 57344):
+        for cols in (64, 4096, 28672):
+            geometry = Geometry(rows, cols, *kind)
+            for tokens in range(1, MAX_TOKENS + 1):
+                variant = variant_for(tokens, geometry, multiprocessors, shared)
+                assert tokens <= variant.tokens < 2 * tokens
+                assert variant.shared(geometry.stage_bytes) * variant.blocks_per_sm <= shared
+                blocks, slices = variant.launch(geometry, multiprocessors).blocks
+                assert 1 <= blocks <= geometry.strips
+                assert slices == (-(-geometry.spans // variant.slice_spans) if variant.slice_spans else 1)

@@ -62,7 +62,7 @@ def spqr_programs(geometry: spqr.Geometry, architecture: str, shared: int) -> It
     """What is launched for a quantised matrix of one kind."""
     yield Program("decode.cu", "decode", geometry.macros)
     sizes = [replace(geometry, rows=rows) for rows, _ in _SIZES]
-    for tokens in (1, 2, 4, 8):
+    for tokens in (1, 2, 4, 8, 16):
         builds = {spqr_linear.variant_for(tokens, size, _MULTIPROCESSORS, shared) for size in sizes}
         for build in sorted(builds, key=lambda v: v.blocks_per_sm):
             yield build.program(geometry)

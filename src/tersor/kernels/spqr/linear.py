@@ -1,27 +1,40 @@
-"""Which build of the product multiplies how many tokens in the `spqr` layout."""
+"""Which build of the product multiplies how many tokens in the `spqr` layout (bench/spqr.py --sweep)."""
 
 from __future__ import annotations
 
 from tersor.kernels.fused.variant import Variant, evenest
 from tersor.kernels.spqr.layout import PLANE_BITS, Geometry
 
-MAX_TOKENS = 8  # of one launch
+MAX_TOKENS = 16  # of one launch
 # Beyond, `kernels.tile` multiplies on Hopper. Elsewhere it takes turns, until decoding for cuBLAS takes less time:
 FUSED_TOKENS = 32
 # Streaming warps, ring stages and blocks per multiprocessor, the best first. A stage is a third of one of the `fast`
 # layout, so rings are deeper for as many bytes under way.
+_SHAPES = ((8, 4, 2), (8, 4, 3), (16, 4, 1))
+_SLICED = ((8, 4, 2), (8, 4, 1), (8, 2, 1), (4, 2, 1))  # of more than _FEW tokens
 _TIGHT = 3  # blocks that leave a thread too few registers for codes of two planes
-_SHAPES = ((8, 4, 2), (6, 4, 3), (16, 4, 1))
+_FEW = 8  # tokens whose activations may come through L1
+_LARGE = 2048  # spans of a matrix, from which on eight tokens do better in shared memory
 
 
 def variant_for(tokens: int, geometry: Geometry, multiprocessors: int, shared: int) -> Variant:
     """The build for this many tokens that keeps the GPU busy and fits into `shared` bytes."""
     if tokens > MAX_TOKENS:
         raise ValueError(f"{tokens} tokens: the fused product takes at most {MAX_TOKENS}")
+
+    def fits(variant: Variant) -> bool:
+        """All of its blocks at once; a block may have nearly all of a multiprocessor's shared memory."""
+        return variant.shared(geometry.stage_bytes) * variant.blocks_per_sm <= shared
+
     most = 1 << (tokens - 1).bit_length()
+    if most > _FEW:
+        return next(v for v in (Variant(most, *shape, slice_spans=1) for shape in _SLICED) if fits(v))
+    halved = Variant(most, 8, 4, 2, slice_spans=2)
+    if most == _FEW and geometry.strips * geometry.spans >= _LARGE and fits(halved):
+        return halved
     variants = [
         Variant(most, *shape) for shape in _SHAPES if geometry.bits <= PLANE_BITS or shape[2] < _TIGHT
     ]
-    fitting = [v for v in variants if v.shared(geometry.stage_bytes) * v.blocks_per_sm <= shared]
-    small = Variant(most, 8, 2)
-    return evenest(fitting or [small], geometry.strips, multiprocessors)
+    return evenest(
+        [v for v in variants if fits(v)] or [Variant(most, 8, 2)], geometry.strips, multiprocessors
+    )
