@@ -8,9 +8,9 @@
 `spqr_pack` takes the arrays and parameters of FORMAT.md section 6 (`group` the stored one); the other two what
 `layout.held` tells of the same tensor: `bits`, `group` and `levels` of its geometry. `order` is the stored column
 order as int32 (cols,), or None. Decoding gives FORMAT.md's bits. `spqr_linear` on a GPU multiplies straight from
-the layout: up to MAX_TOKENS tokens with the same sums in the same order for every batch size; on Hopper up to
-`tile.device.MOST_TOKENS`, elsewhere up to FUSED_TOKENS. More of them, activations that are not bfloat16, and the
-CPU decode the matrix and let torch multiply.
+the layout: up to MAX_TOKENS tokens with the same sums in the same order for every batch size, on Hopper any number
+of tokens, elsewhere up to FUSED_TOKENS. More of them, activations that are not bfloat16, and the CPU decode the
+matrix and let torch multiply.
 """
 
 from __future__ import annotations
@@ -38,22 +38,31 @@ for _schema in (
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
 
 
-def _decode_cpu(
-    stages: Tensor,
-    places: Tensor,
-    records: Tensor,
-    order: Tensor | None,
-    rows: int,
-    cols: int,
-    bits: int,
-    group: int,
-    levels: int,
-    unit: int,
-) -> Tensor:
-    geometry = Geometry(rows, cols, bits, group, levels)
-    packed = reference.Packed(geometry, unit, stages.numpy(), places.numpy(), records.numpy())
-    weight = torch.from_numpy(np.ascontiguousarray(reference.unpack(packed))).bfloat16()
+def _matrix(stages: Tensor, places: Tensor, records: Tensor, *held: int) -> Matrix[Geometry]:
+    """What the operators' arguments describe; held: the numbers of `_HELD`."""
+    *geometry, unit = held
+    return Matrix(Geometry(*geometry), stages, places, records, unit)
+
+
+def _ordered(weight: Tensor, order: Tensor | None) -> Tensor:
+    """Columns back from stored order to their own."""
     return weight if order is None else torch.empty_like(weight).index_copy_(1, order.long(), weight)
+
+
+def _decode_cpu(stages: Tensor, places: Tensor, records: Tensor, order: Tensor | None, *held: int) -> Tensor:
+    m = _matrix(stages, places, records, *held)
+    packed = reference.Packed(m.geometry, m.unit, stages.numpy(), places.numpy(), records.numpy())
+    return _ordered(torch.from_numpy(np.ascontiguousarray(reference.unpack(packed))).bfloat16(), order)
+
+
+def _decode_cuda(stages: Tensor, places: Tensor, records: Tensor, order: Tensor | None, *held: int) -> Tensor:
+    return _ordered(device.decode(_matrix(stages, places, records, *held)), order)
+
+
+def _decode_fake(
+    stages: Tensor, places: Tensor, records: Tensor, order: Tensor | None, rows: int, cols: int, *_: int
+) -> Tensor:
+    return stages.new_empty((rows, cols), dtype=torch.bfloat16)
 
 
 def _linear_cpu(
@@ -63,39 +72,10 @@ def _linear_cpu(
     records: Tensor,
     order: Tensor | None,
     bias: Tensor | None,
-    rows: int,
-    cols: int,
-    bits: int,
-    group: int,
-    levels: int,
-    unit: int,
+    *held: int,
 ) -> Tensor:
-    weight = _decode_cpu(stages, places, records, order, rows, cols, bits, group, levels, unit)
+    weight = _decode_cpu(stages, places, records, order, *held)
     return torch.nn.functional.linear(x, weight.to(x.dtype), bias)
-
-
-def _pack_cuda(*stored: Any) -> tuple[Tensor, Tensor, Tensor]:
-    parts = packing.pack(*stored)
-    # Before a kernel that overlaps its predecessor may read them.
-    torch.cuda.current_stream(parts[0].device).synchronize()
-    return parts
-
-
-def _decode_cuda(
-    stages: Tensor,
-    places: Tensor,
-    records: Tensor,
-    order: Tensor | None,
-    rows: int,
-    cols: int,
-    bits: int,
-    group: int,
-    levels: int,
-    unit: int,
-) -> Tensor:
-    matrix = Matrix(Geometry(rows, cols, bits, group, levels), stages, places, records, unit)
-    weight = device.decode(matrix)
-    return weight if order is None else torch.empty_like(weight).index_copy_(1, order.long(), weight)
 
 
 def _linear_cuda(
@@ -105,20 +85,31 @@ def _linear_cuda(
     records: Tensor,
     order: Tensor | None,
     bias: Tensor | None,
-    rows: int,
-    cols: int,
-    bits: int,
-    group: int,
-    levels: int,
-    unit: int,
+    *held: int,
 ) -> Tensor:
-    matrix = Matrix(Geometry(rows, cols, bits, group, levels), stages, places, records, unit)
     if order is not None:
         x = x.index_select(-1, order)
-    flat = x.reshape(-1, cols)
-    if not device.fuses(flat.shape[0], x.device) or x.dtype != torch.bfloat16:
-        return torch.nn.functional.linear(x, device.decode(matrix).to(x.dtype), bias)
-    return device.linear(flat, matrix, bias).view(*x.shape[:-1], rows)
+    return device.multiply(x, _matrix(stages, places, records, *held), bias)
+
+
+def _linear_fake(
+    x: Tensor,
+    stages: Tensor,
+    places: Tensor,
+    records: Tensor,
+    order: Tensor | None,
+    bias: Tensor | None,
+    rows: int,
+    *_: int,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], rows))
+
+
+def _pack_cuda(*stored: Any) -> tuple[Tensor, Tensor, Tensor]:
+    parts = packing.pack(*stored)
+    # Before a kernel that overlaps its predecessor may read them.
+    torch.cuda.current_stream(parts[0].device).synchronize()
+    return parts
 
 
 def _pack_fake(
@@ -141,38 +132,6 @@ def _pack_fake(
         codes.new_empty(geometry.records + 1, dtype=torch.int32),
         codes.new_empty((size,), dtype=torch.uint8),
     )
-
-
-def _decode_fake(
-    stages: Tensor,
-    places: Tensor,
-    records: Tensor,
-    order: Tensor | None,
-    rows: int,
-    cols: int,
-    bits: int,
-    group: int,
-    levels: int,
-    unit: int,
-) -> Tensor:
-    return stages.new_empty((rows, cols), dtype=torch.bfloat16)
-
-
-def _linear_fake(
-    x: Tensor,
-    stages: Tensor,
-    places: Tensor,
-    records: Tensor,
-    order: Tensor | None,
-    bias: Tensor | None,
-    rows: int,
-    cols: int,
-    bits: int,
-    group: int,
-    levels: int,
-    unit: int,
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], rows))
 
 
 for _name, _cpu, _cuda, _fake in (

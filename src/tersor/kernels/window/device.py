@@ -11,8 +11,8 @@ from tersor.kernels.compiler import Program
 from tersor.kernels.fused import device as fused
 from tersor.kernels.fused.device import Matrix
 from tersor.kernels.fused.layout import EXCEPTION_BYTES, STRIP_ROWS
-from tersor.kernels.fused.variant import Variant
 from tersor.kernels.launcher import Kernel, Launch
+from tersor.kernels.multiply import Ways
 from tersor.kernels.tile import device as tile
 from tersor.kernels.window.layout import MACROS, RECORD_HEAD, Geometry
 from tersor.kernels.window.linear import FUSED_TOKENS, MAX_TOKENS, TILE_TOKENS, variant_for
@@ -76,18 +76,5 @@ def fuses(tokens: int, device: torch.device) -> bool:
     return 0 < tokens <= FUSED_TOKENS or tile.fastest(tokens, device)
 
 
-def linear(
-    x: torch.Tensor,
-    matrix: Matrix[Geometry],
-    bias: torch.Tensor | None = None,
-    variant: Variant | None = None,
-) -> torch.Tensor:
-    """x (tokens, cols) bfloat16: (tokens, rows), by `fused.device.linear`, on Hopper by `tile` for many tokens."""
-    if variant is None and x.shape[0] > TILE_TOKENS and tile.supported(x.device):
-        return tile.tile_linear(x, matrix, bias)
-    most = variant.tokens if variant else MAX_TOKENS
-
-    def choose(tokens: int, multiprocessors: int, shared: int) -> Variant:
-        return variant or variant_for(tokens, matrix.geometry, multiprocessors, shared)
-
-    return fused.linear(x, matrix, bias, most, choose)
+_ways = Ways(MAX_TOKENS, TILE_TOKENS, fuses, variant_for)
+linear, multiply = _ways.linear, _ways.multiply

@@ -77,11 +77,7 @@ def _linear_cuda(
     cols: int,
     exact: bool,
 ) -> torch.Tensor:
-    packed = Matrix(Geometry(rows, cols), blocks, places, records)
-    flat = x.reshape(-1, cols)
-    if exact or not device.fuses(flat.shape[0], x.device) or x.dtype != torch.bfloat16:
-        return torch.nn.functional.linear(x, device.decode(packed).to(x.dtype), bias)
-    return device.linear(flat, packed, bias).view(*x.shape[:-1], rows)
+    return device.multiply(x, Matrix(Geometry(rows, cols), blocks, places, records), bias, exact)
 
 
 def _pack_fake(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
