@@ -69,11 +69,43 @@ def test_wrong_usage_is_2(
     assert sorted(plain.parent.rglob("*")) == before
 
 
-@pytest.mark.parametrize("arguments", [["compress"], ["frobnicate"], ["verify", "x", "--wrong"], ["--wrong"]])
-def test_what_cannot_be_parsed_is_2(tersor: Command, arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["compress"], "model"),
+        (["frobnicate"], "frobnicate"),
+        (["verify", "x", "--wrong"], "--wrong"),
+        (["--wrong"], "--wrong"),
+        (["eval", "x", "--dtype", "float31"], "float31"),
+        (["eval", "x", "--limit", "0"], "--limit"),
+        (["plan", "x", "--context"], "--context"),
+        (["verify", "x", "y"], "(y)"),
+    ],
+)
+def test_what_cannot_be_parsed_is_2(tersor: Command, arguments: list[str], word: str) -> None:
     ran = tersor(*arguments)
     assert (ran.status, ran.out) == (2, "")
-    assert "Usage" in ran.err
+    assert "Error" in ran.err
+    assert word in ran.err
+    as_json = tersor(arguments[0], "--json", *arguments[1:])
+    assert as_json.status == 2
+    assert as_json.json["error"]["type"] == "UsageError"
+    assert "--help` lists" in as_json.json["error"]["message"]
+
+
+def test_with_json_what_is_rejected_is_named(tersor: Command) -> None:
+    ran = tersor("eval", "x", "--dtype", "float31", "--json")
+    message = ran.json["error"]["message"]
+    assert message.startswith("Invalid value for '--dtype'")
+    assert "'float31' is not one of 'auto', 'float32'" in message
+    assert message.endswith("; `tersor eval --help` lists what there is")
+    assert message in ran.err.replace("\n", " ")
+    assert "Traceback" not in ran.err
+
+
+def test_help_and_success_end_with_0_with_json_too(tersor: Command, plain: Path) -> None:
+    assert tersor("plan", "--help", "--json").status == 0
+    assert tersor("plan", plain, "--json").status == 0
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from tersor.cli.commands import (
     verify,
 )
 from tersor.cli.render import print_error
-from tersor.format.errors import TersorError
+from tersor.format.errors import TersorError, UsageError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -102,11 +102,29 @@ def _options(
     pass
 
 
+# What is raised for options that cannot be parsed. Typer brings its own copy of click, older ones the package; the
+# name that both export is a subclass of it.
+_ParseError: Any = typer.BadParameter.__base__
+
+
+def _unparsed(error: Any) -> UsageError:
+    """The error of a command line that Typer rejects, as one of ours."""
+    command = error.ctx.command_path if error.ctx else "tersor"
+    return UsageError(f"{error.format_message().rstrip('.')}; `{command} --help` lists what there is")
+
+
 def run() -> None:
-    """Run the command line; errors raised on purpose become a message and their exit status."""
+    """Run the command line; errors raised on purpose become a message and their exit status.
+
+    With --json Typer's own complaints come here too, so that they are told as documents; without, Typer shows them.
+    """
     as_json = "--json" in sys.argv
     try:
-        app()
+        sys.exit(app(prog_name="tersor", standalone_mode=not as_json))
+    except _ParseError as error:
+        ours = _unparsed(error)
+        print_error(ours, as_json)
+        sys.exit(ours.exit_status)
     except TersorError as error:
         print_error(error, as_json)
         sys.exit(error.exit_status)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result, or the error, as one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
 Model = Annotated[
     str, typer.Argument(help="A directory, a .safetensors file, or a Hub id such as owner/name.")
