@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tersor.format.errors import KernelError
 from tersor.pipeline.compress import compress
 from tersor.pipeline.decode_loop import DecodeLoop, replays
 from tersor.pipeline.generate import Generator, decodes_plainly
@@ -63,12 +64,84 @@ def test_run_by_the_loop(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> N
     stopped, _ = run(prompts[0], max_new_tokens=20)
     assert stopped == plain[0][0][: plain[0][0].index(stopped[-1]) + 1] and len(stopped) <= 5
 
-    def fail(*_: Any) -> None:
-        raise RuntimeError("operation not permitted when stream is capturing")
 
-    generator.model.generation_config.eos_token_id = None
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (RuntimeError("operation not permitted when stream is capturing"), "INFO"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "INFO"),
+        (TypeError("forward() got an unexpected keyword argument 'logits_to_keep'"), "WARNING"),
+    ],
+)
+def test_what_the_loop_cannot_do_generate_does(
+    demo_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    level: str,
+) -> None:
+    """Whatever is raised before the first token; and it is told."""
+    pytest.importorskip("transformers")
+    generator = Generator(demo_model, "cpu")
+    plain = generator.generate("A", max_new_tokens=5).tokens
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Generator, "_loops", lambda self: True)
     monkeypatch.setattr(DecodeLoop, "_prepare", fail)
-    assert run(prompts[1], max_new_tokens=20) == plain[1] and generator._loop is None
+    with caplog.at_level("INFO"):
+        assert generator.generate("A", max_new_tokens=5).tokens == plain
+    assert generator._loop is None
+    (told,) = [record for record in caplog.records if record.name == "tersor.pipeline.generate"]
+    assert told.levelname == level and str(error) in told.getMessage()
+
+
+def test_what_escapes_the_loop(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own errors, and any once a token was given."""
+    pytest.importorskip("transformers")
+    generator = Generator(demo_model, "cpu")
+    monkeypatch.setattr(Generator, "_loops", lambda self: True)
+
+    def broken(*_: Any) -> None:
+        raise KernelError("decode_attention: CUDA_ERROR_INVALID_IMAGE")
+
+    def late(*_: Any) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    with monkeypatch.context() as patch, pytest.raises(KernelError, match="INVALID_IMAGE"):
+        patch.setattr(DecodeLoop, "_prepare", broken)
+        generator.generate("A", max_new_tokens=5)
+    steps = iter([DecodeLoop._advance, late])
+    monkeypatch.setattr(DecodeLoop, "_advance", lambda self: next(steps)(self))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        generator.generate("A", max_new_tokens=5)
+
+
+def test_attention_is_the_models_own_again(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After steps with the operator for single tokens, and when trying it fails."""
+    pytest.importorskip("transformers")
+    from tersor.integrations.transformers import attention
+
+    model = Generator(demo_model, "cpu").model
+    own, loop = model.config._attn_implementation, DecodeLoop(model, 16)
+    seen: list[str] = []
+
+    def trial(token: torch.Tensor) -> torch.Tensor:
+        seen.append(model.config._attn_implementation)
+        if len(seen) == 1:
+            raise RuntimeError("out of memory")
+        return token
+
+    monkeypatch.setattr(attention, "serves", lambda *_: True)
+    monkeypatch.setattr(loop, "_eager_next", trial)
+    with pytest.raises(RuntimeError, match="out of memory"), loop._decode_attention():
+        pytest.fail("nothing is captured")
+    assert model.config._attn_implementation == own
+    with loop._decode_attention():
+        assert model.config._attn_implementation == attention.DECODE_ATTENTION
+    assert model.config._attn_implementation == own
+    assert seen == [attention.DECODE_ATTENTION] * 2
 
 
 def test_what_greedy_decoding_alone_would_not_say(demo_model: Path) -> None:

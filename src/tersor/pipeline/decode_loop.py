@@ -210,13 +210,13 @@ class DecodeLoop:
         from tersor.integrations.transformers.attention import DECODE_ATTENTION, serves
 
         own = self._model.config._attn_implementation
-        if serves(self._model, self._cache):
-            self._model.set_attn_implementation(DECODE_ATTENTION)
-            try:
-                self._eager_next(self._token)
-            except NotImplementedError:  # an attention with something beyond the plain softmax
-                self._model.set_attn_implementation(own)
         try:
+            if serves(self._model, self._cache):
+                self._model.set_attn_implementation(DECODE_ATTENTION)
+                try:
+                    self._eager_next(self._token)
+                except NotImplementedError:  # an attention with something beyond the plain softmax
+                    self._model.set_attn_implementation(own)
             yield
         finally:
             self._model.set_attn_implementation(own)

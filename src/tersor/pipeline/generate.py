@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from tersor.format.errors import MissingDependency, UsageError
+from tersor.format.errors import MissingDependency, TersorError, UsageError
 from tersor.pipeline.device import resolve_device
 from tersor.pipeline.source import local_path
 
@@ -134,7 +134,13 @@ class Generator:
         return self.device.startswith("cuda") and not self._exact and decodes_plainly(self.model)
 
     def _greedy(self, ids: torch.Tensor, limit: int, streamer: Any) -> list[int] | None:
-        """Up to `limit` tokens by the decode loop; None if the model cannot be captured."""
+        """Up to `limit` tokens by the decode loop; None if it cannot give the first one.
+
+        The loop is for speed alone, so whatever a model does that a static cache or a capture does not allow
+        leaves the work to Transformers' `generate`, which raises again what was no fault of the loop. Our own
+        errors are raised at once: a kernel that cannot run will not run there either. So is everything after the
+        first token, which may have been shown already.
+        """
         import torch
 
         from tersor.pipeline.decode_loop import DecodeLoop
@@ -147,8 +153,15 @@ class Generator:
         tokens = self._loop.tokens(ids, limit)
         try:
             new = [next(tokens)]
-        except (RuntimeError, NotImplementedError) as error:  # raised while capturing, before any token
-            logging.getLogger(__name__).info("no CUDA graph of %s: %s", type(self.model).__name__, error)
+        except TersorError:
+            raise
+        except Exception as error:
+            known = isinstance(error, RuntimeError)  # what torch raises while capturing, or out of memory
+            logging.getLogger(__name__).log(
+                logging.INFO if known else logging.WARNING,
+                "%s runs without a CUDA graph, by Transformers' generate: %s: %s",
+                type(self.model).__name__, type(error).__name__, error,
+            )  # fmt: skip
             self._loop = None
             return None
         if streamer:
