@@ -88,7 +88,7 @@ def batches(model: Any) -> list[ahead.Batch]:
 
 def idle(model: Any) -> bool:
     """Whether nothing decoded is left anywhere."""
-    return all(batch.opener is None and batch.decoded == () for batch in batches(model))
+    return all(batch.waiting is None for batch in batches(model))
 
 
 def test_one_launch_for_a_block() -> None:
@@ -150,8 +150,53 @@ def test_another_thread_decodes_for_itself() -> None:
         thread = threading.Thread(target=elsewhere)
         thread.start()
         thread.join()
-    assert seen == [{"huffman_decode": 1}] and batch.decoded[1] is not None
+    assert seen == [{"huffman_decode": 1}] and batch.waiting is not None
+    assert batch.waiting.weights[1] is not None
     batch.end(before, False)
+
+
+def test_threads_that_meet_in_a_block_share_nothing_and_spoil_nothing() -> None:
+    """One of them decodes ahead, whoever leaves first; nothing is kept, and the next call decodes ahead again."""
+    meet, part = threading.Barrier(2), threading.Barrier(2)
+
+    class Meeting(Block):
+        def forward(self, x: Tensor, skip: bool = False) -> Tensor:
+            inside = threading.current_thread() is not threading.main_thread()
+            if inside:
+                meet.wait(10)
+            x = self.first(x)
+            if inside:
+                part.wait(10)
+            return self.second(x) + self.inner(self.second(x))
+
+    class Plainly(Block):
+        def forward(self, x: Tensor, skip: bool = False) -> Tensor:
+            x = self.first(x)
+            return self.second(x) + self.inner(self.second(x))
+
+    torch.manual_seed(0)
+    model, _ = pair(nn.Sequential(nn.ModuleList([Meeting()])))
+    torch.manual_seed(0)
+    plain: Any = Plainly()
+    inputs = [torch.randn(2, HIDDEN).bfloat16() for _ in range(2)]
+    results: dict[int, Tensor] = {}
+
+    def call(index: int) -> None:
+        with torch.no_grad():
+            results[index] = model[0][0](inputs[index])
+
+    for _ in range(3):
+        results.clear()
+        threads = [threading.Thread(target=call, args=(index,)) for index in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(torch.equal(results[index], plain(inputs[index])) for index in range(2))
+        assert idle(model) and batches(model)[0].together
+    with Operators() as operators, torch.no_grad():
+        model[0][0](inputs[0])
+    assert operators.count["huffman_decode_many"] == 1
 
 
 def test_offloaded_afterwards() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -161,6 +162,44 @@ def test_a_sibling_alone(entry: Any) -> None:
     for name in ("v_proj", "q_proj", "k_proj", "q_proj"):
         assert same((getattr(module, name)(x),), (getattr(plain, name)(x),))
     assert joint(module).together and joint(module).ready is None
+
+
+class Meeting(Attention):
+    """Calls from threads other than the main one wait for each other, before the siblings and between them."""
+
+    meet = threading.Barrier(2)
+
+    def forward(self, x: Tensor, *_: Any) -> tuple[Tensor, ...]:  # type: ignore[override]
+        made = []
+        for layer in (self.q_proj, self.k_proj, self.v_proj):
+            if threading.current_thread() is not threading.main_thread():
+                Meeting.meet.wait(10)
+            made.append(layer(x))
+        return tuple(made)
+
+
+def test_threads_that_meet_share_nothing_and_spoil_nothing(entry: Any) -> None:
+    """One of them multiplies jointly, the other apart; nothing is kept, and joints stay together for later calls."""
+    module, plain = pair(Meeting, entry)
+    inputs = [torch.randn(2, HIDDEN).bfloat16() for _ in range(2)]
+    results: dict[int, tuple[Tensor, ...]] = {}
+
+    def call(index: int) -> None:
+        with torch.no_grad():
+            results[index] = module(inputs[index])
+
+    for _ in range(3):
+        results.clear()
+        threads = [threading.Thread(target=call, args=(index,)) for index in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(same(results[index], plain(inputs[index])) for index in range(2))
+        assert joint(module).together and joint(module).ready is None
+    with Products() as products:
+        assert same(module(inputs[0]), plain(inputs[0]))
+    assert products.count == {"window_linear": 1}
 
 
 class Scaled(Attention):

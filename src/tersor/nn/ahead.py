@@ -15,7 +15,6 @@ one by one from then on.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,11 +24,19 @@ from torch import Tensor, nn
 from tersor.format.constants import CODEC_HUFFMAN
 from tersor.format.layout import matrix_shape
 from tersor.nn.module import CompressedModule
-from tersor.nn.scope import BATCHES, open_scope
+from tersor.nn.scope import BATCHES, open_scope, this_thread
 from tersor.nn.stored import Stored
 
 _AHEAD = "ahead"  # an attribute of a layer: its batch, and which member it is
 _SCRATCH_BYTES = 1 << 29  # that a batch decodes to at most; a larger matrix is decoded by itself
+
+
+class Waiting:
+    """During one call of the block, by `opener`: the weights that were decoded and not asked for yet."""
+
+    def __init__(self, opener: int) -> None:
+        self.opener = opener  # the thread
+        self.weights: tuple[Tensor | None, ...] = ()
 
 
 class Batch:
@@ -38,30 +45,33 @@ class Batch:
     def __init__(self, members: list[CompressedModule]) -> None:
         self.members = tuple(members)
         self.together = True  # until a weight was decoded that nobody wanted
-        self.opener: int | None = None  # the thread in whose call of the block weights are shared
-        self.decoded: tuple[Tensor | None, ...] = ()
+        self.waiting: Waiting | None = None
 
     def take(self, index: int) -> Tensor | None:
         """The weight of member `index`; None if it must be decoded alone."""
-        if self.opener is None or not self.together or self.opener != _thread():
+        waiting = self.waiting
+        if waiting is None or waiting.opener != this_thread() or not self.together:
             return None
-        if not self.decoded:
-            self.decoded = self._decode()
-        weight = self.decoded[index] if self.decoded else None
-        self.decoded = tuple(None if i == index else other for i, other in enumerate(self.decoded))
+        if not waiting.weights:
+            waiting.weights = self._decode()
+        weight = waiting.weights[index] if waiting.weights else None
+        waiting.weights = tuple(None if i == index else other for i, other in enumerate(waiting.weights))
         return weight
 
     def begin(self) -> Any:
         """Before the block's forward."""
-        before = self.opener, self.decoded
-        self.opener, self.decoded = _thread(), ()
+        before = self.waiting
+        if before is None or before.opener == this_thread():
+            self.waiting = Waiting(this_thread())
         return before
 
     def end(self, before: Any, finished: bool) -> None:
-        """After it."""
-        if finished and any(weight is not None for weight in self.decoded):
+        """After it: a weight that nobody asked for did not pay. Another thread's says nothing."""
+        if self.waiting is None or self.waiting.opener != this_thread():
+            return
+        if finished and any(weight is not None for weight in self.waiting.weights):
             self.together = False
-        self.opener, self.decoded = before
+        self.waiting = before
 
     def _decode(self) -> tuple[Tensor, ...]:
         """All members' weights; none if one of them is not stored, or not where, it was any more."""
@@ -78,11 +88,6 @@ class Batch:
         sizes = [n for source in stored for n in source.shape]
         weights = torch.ops.tersor.huffman_decode_many(tiles, offsets, books, stored[0].entry.dtype, sizes)
         return tuple(weight.to(source.dtype) for weight, source in zip(weights, stored, strict=True))
-
-
-def _thread() -> int:
-    """The thread that runs: another one may compute on another stream, which would not wait for the weight."""
-    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 def decoded(module: CompressedModule) -> Tensor:

@@ -41,15 +41,16 @@ from tersor.format.errors import UsageError
 from tersor.nn.forms import Arrays, Form
 from tersor.nn.fused import Fused
 from tersor.nn.product import product, wants_gradient
-from tersor.nn.scope import JOINT, open_scope
+from tersor.nn.scope import JOINT, open_scope, this_thread
 
 MAX_TOKENS = 64  # beyond, a sibling's product alone keeps the GPU busy
 
 
 class Ready:
-    """During one call of the parent: the siblings' outputs for `input` that were not asked for yet."""
+    """During one call of the parent, by `opener`: the siblings' outputs for `input` that were not asked for yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, opener: int) -> None:
+        self.opener = opener  # the thread
         self.input: Tensor | None = None
         self.version = 0
         self.outputs: tuple[Tensor | None, ...] = ()
@@ -81,7 +82,9 @@ class Joint(nn.Module):
     def take(self, index: int, x: Tensor) -> Tensor | None:
         """The product of member `index` with `x`, made now or before; None if it must multiply alone."""
         ready = self.ready
-        if ready is None or not self.together or not 0 < x.numel() <= MAX_TOKENS * self.form.cols:
+        if ready is None or ready.opener != this_thread():
+            return None
+        if not self.together or not 0 < x.numel() <= MAX_TOKENS * self.form.cols:
             return None
         if wants_gradient(x):  # autograd lets nobody write into parts of one result
             return None
@@ -89,7 +92,7 @@ class Joint(nn.Module):
             ready.input, ready.version, ready.outputs = x, _version(x), self._products(x)
         output = ready.outputs[index]
         if ready.input is not x or ready.version != _version(x) or output is None:
-            self.ready, self.together = Ready(), False
+            self.ready, self.together = Ready(ready.opener), False
             return None
         ready.outputs = (*ready.outputs[:index], None, *ready.outputs[index + 1 :])
         if all(other is None for other in ready.outputs):
@@ -98,12 +101,16 @@ class Joint(nn.Module):
 
     def begin(self) -> Any:
         """Before the parent's forward."""
-        before, self.ready = self.ready, Ready()
+        before = self.ready
+        if before is None or before.opener == this_thread():
+            self.ready = Ready(this_thread())
         return before
 
     def end(self, before: Any, finished: bool) -> None:
-        """After it: a product that nobody asked for proves the guess wrong."""
-        if finished and self.ready is not None and self.ready.input is not None:
+        """After it: a product that nobody asked for proves the guess wrong. Another thread's says nothing."""
+        if self.ready is None or self.ready.opener != this_thread():
+            return
+        if finished and self.ready.input is not None:
             self.together = False
         self.ready = before
 

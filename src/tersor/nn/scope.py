@@ -2,17 +2,22 @@
 
 A scope's class is a subclass, made here, of the module's own. Its forward opens what is shared below
 the module, runs the plain forward and closes it again, whatever happened. So nothing that is kept for a
-sibling outlives the call, and a layer that is called outside of it does its own work alone. All of
-it is plain attributes, which `torch.compile` follows with `fullgraph` and a CUDA graph does not see.
+sibling outlives the call, and a layer that is called outside of it does its own work alone. So does one in
+a call that another thread makes meanwhile: that may compute on another stream, which would not wait for what
+is made here. All of it is plain attributes, which `torch.compile` follows with `fullgraph` and a CUDA graph
+does not see; no lock is needed, because what a call shares is an object of its own, and whoever finds another
+thread's lets it be.
 """
 
 from __future__ import annotations
 
 import copyreg
+import threading
 from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from tersor.nn.module import CompressedModule
@@ -31,6 +36,11 @@ class Shared(Protocol):
     def end(self, before: Any, finished: bool) -> None:
         """After it, `finished` or not: as it was before."""
         ...
+
+
+def this_thread() -> int:
+    """The mark of who shares: the thread that runs, or 0 in a graph that `torch.compile` makes."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 class Scope(nn.Module):
