@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tersor.codec.elements import ELEMENT
 from tersor.codec.huffman import check_book, code_lengths
-from tersor.codec.packed import Packed, check_offsets
+from tersor.codec.packed import Packed, check_offsets, tile_offsets
 from tersor.codec.streams import encode_table, multi_table
 from tersor.codec.threads import each, threads
 from tersor.codec.tiles import count_symbols, decode_row, decode_tiles, encode_tiles
@@ -100,9 +100,7 @@ def encode(data: U8, dtype: str, shape: tuple[int, ...], book: U8 | None = None)
         each(place, range(len(pieces)))
         end = int(places[-1])
     tiles[end : end + TAIL] = 0
-    offsets = np.zeros(grid.tiles + 1, np.uint32)
-    np.cumsum(units, out=offsets[1:])
-    return Packed(dtype, tuple(shape), book, offsets, tiles[: end + TAIL])
+    return Packed(dtype, tuple(shape), book, tile_offsets(units, shape), tiles[: end + TAIL])
 
 
 def decode(packed: Packed, where: str = "tensor", out: U8 | None = None) -> U8:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tersor.format.constants import ALIGN, TAIL
 from tersor.format.dtypes import RAW_BYTES, itemsize
-from tersor.format.errors import BadOffsets, UnknownDtype, WrongShape
+from tersor.format.errors import BadOffsets, UnknownDtype, UsageError, WrongShape
 from tersor.format.layout import Grid
+
+_REACH = 1 << 32  # units of 16 bytes that an offset can count: 64 GiB
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,23 @@ class Packed:
     def bits_per_weight(self) -> float:
         """Stored bits per element, everything counted."""
         return 8 * self.nbytes / self.elements
+
+
+def tile_offsets(units: NDArray[np.unsignedinteger[Any]], shape: tuple[int, ...]) -> NDArray[np.uint32]:
+    """Where each tile begins (tiles + 1,), from the tiles' sizes; all in units of 16 bytes."""
+    offsets = np.zeros(len(units) + 1, np.int64)
+    np.cumsum(units, out=offsets[1:])
+    check_reach(int(offsets[-1]), shape)
+    return offsets.astype(np.uint32)
+
+
+def check_reach(units: int, shape: tuple[int, ...]) -> None:
+    """Raise UsageError if a tensor's tiles, so many units of 16 bytes, are more than offsets can count."""
+    if units >= _REACH:
+        raise UsageError(
+            f"a tensor of shape {list(shape)} takes {units * ALIGN:,} bytes of tiles, and offsets of 32 bits in units "
+            f"of {ALIGN} bytes end at {_REACH * ALIGN:,}; split the tensor in two"
+        )
 
 
 def check_offsets(packed: Packed, where: str = "tensor") -> None:

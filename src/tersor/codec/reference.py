@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tersor.codec.huffman import canonical_codes, check_book, code_lengths, decode_table
-from tersor.codec.packed import Packed, check_offsets
+from tersor.codec.packed import Packed, check_offsets, tile_offsets
 from tersor.codec.split import join, split
 from tersor.format.constants import ALIGN, MAX_CODE_BITS, STREAM, SYMBOLS, TAIL, TILE_ROWS
 from tersor.format.dtypes import RAW_BYTES, itemsize
@@ -45,8 +45,7 @@ def encode(data: U8, dtype: str, shape: tuple[int, ...], book: U8 | None = None)
     for start in range(0, grid.tiles, _CHUNK):
         for block in _encode_tiles(elements, dtype, book, [grid.tile(t) for t in _chunk(start, grid)]):
             blocks.append(block)
-    offsets = np.zeros(grid.tiles + 1, np.uint32)
-    offsets[1:] = np.cumsum([len(block) // ALIGN for block in blocks])
+    offsets = tile_offsets(np.array([len(block) // ALIGN for block in blocks], np.uint32), shape)
     tiles = np.frombuffer(b"".join(blocks) + bytes(TAIL), np.uint8)
     return Packed(dtype, tuple(shape), book, offsets, tiles)
 

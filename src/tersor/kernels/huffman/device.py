@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from tersor.codec.huffman import canonical_codes, code_lengths
+from tersor.codec.packed import check_reach
 from tersor.format.constants import ALIGN, MAX_CODE_BITS, STREAM, SYMBOLS, TAIL, TILE_COLS, TILE_ROWS
 from tersor.format.dtypes import KINDS
 from tersor.format.layout import Grid
@@ -188,7 +189,9 @@ def encode(weight: torch.Tensor, dtype: str) -> Stored:
     _kernel("huffman_size", kind)(per_tile, device, weight, on_device, lengths, sizes, *matrix)
     offsets = torch.zeros(grid.tiles + 1, dtype=torch.int64, device=device)
     torch.cumsum(sizes, 0, out=offsets[1:])
-    tiles = torch.zeros(int(offsets[-1]) * ALIGN + TAIL, dtype=torch.uint8, device=device)
+    units = int(offsets[-1])
+    check_reach(units, tuple(weight.shape))
+    tiles = torch.zeros(units * ALIGN + TAIL, dtype=torch.uint8, device=device)
     offsets = offsets.to(torch.int32)
     _kernel("huffman_write", kind)(per_tile, device, weight, on_device, lengths, offsets, tiles, *matrix)
     torch.cuda.current_stream(
