@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -263,7 +264,7 @@ def test_everything_at_once_is_plain_data(tmp_path: Path) -> None:
         Bigram(1, 0.1), Bytes(), [text], [task], Bigram(), length=16, limit=2,
         progress=lambda *step: steps.append(step),
     )  # fmt: skip
-    plain = json.loads(json.dumps(found.plain()))
+    plain = json.loads(json.dumps(asdict(found)))
     assert plain["tasks"]["arc.jsonl"]["rows"] == 2
     assert 0 < plain["divergences"]["text.txt"]["kl"] < 0.1
     assert plain["texts"]["text.txt"]["perplexity"] > 1

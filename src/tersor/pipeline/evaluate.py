@@ -5,14 +5,13 @@ it needs no reference but moves little. *KL divergence* from the original model'
 often both agree on the most likely token, say how far the compressed model strayed from it, and see
 small losses long before perplexity does. *Tasks* say what that means in use.
 
-Every result is plain data with its standard error; `plain` turns it into what `--json` prints.
-Nothing here downloads anything: texts and tasks are local files.
+Every result is plain data with its standard error. Nothing here downloads anything: texts and tasks are local files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +32,6 @@ class Evaluation:
     texts: dict[str, Perplexity]
     divergences: dict[str, Divergence]
     tasks: dict[str, TaskScore]
-
-    def plain(self) -> dict[str, Any]:
-        """As nested dictionaries of numbers and strings."""
-        return asdict(self)
 
 
 def evaluate(

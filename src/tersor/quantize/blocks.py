@@ -9,7 +9,6 @@ mixture. Whether a slice really is applied as `x @ slice.T` shows when it is use
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -58,15 +57,13 @@ def find_stacks(model: nn.Module) -> list[Stack]:
     return stacks
 
 
-def find_targets(
-    block: nn.Module, prefix: str = "", skip: Callable[[str], bool] | None = None
-) -> list[Target]:
+def find_targets(block: nn.Module, prefix: str = "") -> list[Target]:
     """Every matrix of a block that is worth quantising, in order of definition."""
     targets = []
     for name, module in block.named_modules(prefix=prefix):
         for leaf, parameter in module.named_parameters(recurse=False):
             full = f"{name}.{leaf}" if name else leaf
-            if parameter.numel() < LEAST_WEIGHTS or (skip and skip(full)):
+            if parameter.numel() < LEAST_WEIGHTS:
                 continue
             if parameter.ndim == 3:
                 targets += [Target(f"{full}.{i}", parameter, i) for i in range(len(parameter))]

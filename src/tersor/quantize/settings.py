@@ -89,19 +89,15 @@ def rtn(bits: int, group: int | None = None) -> Settings:
     return Settings(bits, group, rows=1, stat_bits=0, act_order="none", feedback=False)
 
 
-def gptq(bits: int, group: int | None = None, percdamp: float = 0.1) -> Settings:
+def gptq(bits: int, group: int | None = None) -> Settings:
     """GPTQ (arXiv 2210.17323) with act-order."""
-    return Settings(bits, group, rows=1, stat_bits=0, percdamp=percdamp)
+    return Settings(bits, group, rows=1, stat_bits=0)
 
 
-def spqr(bits: int, tau: float, group: int = 16, rows: int = 16) -> Settings:
-    """SpQR with the paper's two-level statistics of 3 bits."""
-    return Settings(bits, group, rows=rows, tau=tau)
-
-
+# SpQR with the paper's groups of 16 x 16 and two-level statistics of 3 bits, the defaults above.
 PRESETS = {
-    "4-bit": spqr(4, tau=0.2),  # the paper's near-lossless setting, about 4.6 bits per weight
-    "3-bit": spqr(3, tau=0.45),  # its setting below 4 bits, about 3.9
+    "4-bit": Settings(4, tau=0.2),  # the paper's near-lossless setting, about 4.6 bits per weight
+    "3-bit": Settings(3, tau=0.45),  # its setting below 4 bits, about 3.9
 }
 
 

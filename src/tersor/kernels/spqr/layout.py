@@ -67,7 +67,6 @@ RECORD_HEAD = RUNNING_BYTES
 WEIGHT_SHIFT = 22  # operands are weights times 2^-22 in units
 MIN_UNIT, MAX_UNIT = -60, 60  # between them no weight leaves bfloat16's normal numbers
 CODE_STAT_BITS = 4  # of a statistic code, with two levels
-_PAIRS = 8  # of columns, in 16
 
 
 @dataclass(frozen=True)
