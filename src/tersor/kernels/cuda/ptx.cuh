@@ -16,9 +16,6 @@ __device__ __forceinline__ void copy_async_16_if(bool here, u32 to, const void* 
                  "r"(to), "l"(from)
                  : "memory");
 }
-__device__ __forceinline__ void copy_async_4(u32 to, const void* from) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from) : "memory");
-}
 __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Wait until at most N of this thread's groups are still under way.
 template <int N>

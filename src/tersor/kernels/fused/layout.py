@@ -39,7 +39,6 @@ ROW_SHIFT = 9  # bit of an exception's row; below it the column
 MACROS = (
     ("SEGMENT_COLS", SEGMENT_COLS),
     ("SPAN_COLS", SPAN_COLS),
-    ("EXCEPTION_BYTES", EXCEPTION_BYTES),
     ("ROW_SHIFT", ROW_SHIFT),
 )  # the skeleton's numbers, as the CUDA text knows them
 
