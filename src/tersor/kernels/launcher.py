@@ -19,9 +19,11 @@ from tersor.kernels.compiler import Program, machine_code
 
 Argument = torch.Tensor | float | ctypes.Structure | None
 
+_OVERLAPS = 9  # compute capability from which on a kernel may begin before its predecessor ends
 _STATIC_SHARED = 48 * 1024  # bytes of shared memory a block may have without asking
 
 
+@cache
 def _driver() -> Any:
     try:
         from cuda.bindings import driver
@@ -74,17 +76,22 @@ class Kernel:
 
     def __call__(self, launch: Launch, device: torch.device, *arguments: Argument) -> None:
         """Launch on torch's current stream of `device`."""
-        index = device.index if device.index is not None else torch.cuda.current_device()
-        with torch.cuda.device(index):
-            function = self._loaded.get(index)
-            if function is None:
-                function = self._loaded[index] = self._load(device)
-            values, types = _pack(arguments, index, self.program.entry)
-            stream = torch.cuda.current_stream(index).cuda_stream
-            config = _config(
-                launch, launch.overlap and torch.cuda.get_device_capability(index)[0] >= 9, stream
-            )
-            result = _driver().cuLaunchKernelEx(config, function, (values, types), 0)
+        current = torch.cuda.current_device()
+        index = current if device.index is None else device.index
+        if index == current:  # nearly always; switching there and back takes as long as a launch
+            self._launch(launch, index, arguments)
+        else:
+            with torch.cuda.device(index):
+                self._launch(launch, index, arguments)
+
+    def _launch(self, launch: Launch, index: int, arguments: tuple[Argument, ...]) -> None:
+        function = self._loaded.get(index)
+        if function is None:
+            function = self._loaded[index] = self._load(torch.device("cuda", index))
+        parameters = _pack(arguments, index, self.program.entry)
+        config = _config(launch, index, torch.cuda.current_stream(index).cuda_stream)
+        result = _driver().cuLaunchKernelEx(config, function, parameters, 0)
+        if result[0]:
             _check(result, f"launching {self.program.entry}")
 
     def _load(self, device: torch.device) -> Any:
@@ -100,7 +107,7 @@ class Kernel:
 
 
 @lru_cache(maxsize=4096)
-def _config(launch: Launch, overlap: bool, stream: int) -> Any:
+def _config(launch: Launch, device: int, stream: int) -> Any:
     """The driver's form of a launch on a stream; never changed, because threads share it."""
     driver = _driver()
     config = driver.CUlaunchConfig()
@@ -108,7 +115,7 @@ def _config(launch: Launch, overlap: bool, stream: int) -> Any:
     config.blockDimX, config.blockDimY, config.blockDimZ = launch.threads, 1, 1
     config.sharedMemBytes = launch.shared
     config.hStream = stream
-    if overlap:
+    if launch.overlap and torch.cuda.get_device_capability(device)[0] >= _OVERLAPS:
         attribute = driver.CUlaunchAttribute()
         attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         attribute.value.programmaticStreamSerializationAllowed = 1
@@ -150,6 +157,7 @@ def shared_limit(device: torch.device) -> int:
     )
 
 
+@cache
 def multiprocessors(device: torch.device) -> int:
     """How many multiprocessors the device has."""
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
