@@ -26,7 +26,7 @@ def variant_for(tokens: int, geometry: Geometry, multiprocessors: int, shared: i
     if tokens > MAX_TOKENS:
         raise ValueError(f"{tokens} tokens: the fused product takes at most {MAX_TOKENS}")
 
-    def longest(*shape: int, slice_spans: int = 0) -> list[Variant]:
+    def longest(shape: tuple[int, int, int], slice_spans: int = 0) -> list[Variant]:
         """The build of this shape with the longest slots that fit, if any, all of its blocks at once.
 
         A block may have nearly all of a multiprocessor's shared memory.
@@ -37,10 +37,10 @@ def variant_for(tokens: int, geometry: Geometry, multiprocessors: int, shared: i
 
     most = 1 << (tokens - 1).bit_length()
     if most > _FEW:
-        return next(v for shape in _SLICED for v in longest(*shape, slice_spans=1))
-    halved = longest(8, 4, 2, slice_spans=2)
+        return next(v for shape in _SLICED for v in longest(shape, slice_spans=1))
+    halved = longest((8, 4, 2), slice_spans=2)
     if most == _FEW and geometry.strips * geometry.spans >= _LARGE and halved:
         return halved[0]
     shapes = [shape for shape in _SHAPES if geometry.bits <= PLANE_BITS or shape[2] < _TIGHT]
-    variants = [v for shape in shapes for v in longest(*shape)]
+    variants = [v for shape in shapes for v in longest(shape)]
     return evenest(variants or [Variant(most, 8, 2)], geometry.strips, multiprocessors)
