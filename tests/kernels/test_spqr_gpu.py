@@ -37,6 +37,8 @@ BUILDS = [
     Variant(8, 4, 2, 5),
     Variant(8, 8, 4, slice_spans=4),  # activations in shared memory
     Variant(8, 8, 4, slice_spans=1),
+    Variant(1, 8, 4, 2, slot_bytes=2560),  # a whole row of outliers fits
+    Variant(8, 8, 4, 2, slot_bytes=2560),
     Variant(16, 16, 4, slice_spans=2),
 ]
 PRODUCTS = {"g32 two levels": 4, "g16 two levels": 3, "g128": 4, "wide codes": 8, "g16 direct": 5}
@@ -73,8 +75,9 @@ class Case:
 
 @cache
 def case(rows: int, cols: int, kind: str, width: int, outliers: str = "some", ordered: bool = False) -> Case:
-    share = {"none": 0, "some": rows * cols // 200, "many": rows * cols // 20, "row": rows * cols // 200}
-    q = matrix(rows, cols, kind, width=width, outliers=share[outliers], ordered=ordered, unit=2.0**-4)
+    share = {"none": 0, "some": 1 / 200, "many": 1 / 20, "more than a slot": 1 / 8, "row": 1 / 200}
+    number = int(rows * cols * share[outliers])
+    q = matrix(rows, cols, kind, width=width, outliers=number, ordered=ordered, unit=2.0**-4)
     return Case.of(with_true_outliers(with_full_row(q, rows // 2) if outliers == "row" else q))
 
 
@@ -141,7 +144,7 @@ def test_every_width_multiplies(kind: str, width: int) -> None:
         assert_as_good_as_cublas(own, torch.randn(tokens, 1100, device="cuda", dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize("outliers", ["none", "many", "row"])
+@pytest.mark.parametrize("outliers", ["none", "many", "more than a slot", "row"])
 @pytest.mark.parametrize("tokens", [1, 2, 4, 8, 17, 64])
 def test_any_number_of_outliers(outliers: str, tokens: int) -> None:
     for shape in ((33, 300), (130, 4104)):
@@ -150,7 +153,7 @@ def test_any_number_of_outliers(outliers: str, tokens: int) -> None:
         assert_as_good_as_cublas(own, torch.randn(tokens, shape[1], device="cuda", dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize("outliers", ["some", "row"])
+@pytest.mark.parametrize("outliers", ["some", "many", "more than a slot", "row"])
 def test_few_tokens_do_not_depend_on_the_batch_and_repeat(outliers: str) -> None:
     own = case(130, 4104, "g32 two levels", 4, outliers)
     x = torch.randn(8, 4104, device="cuda", dtype=torch.bfloat16)

@@ -24,8 +24,16 @@ struct Activations {
     const u16* x;  // [TOKENS][X_PITCH], from this slice's first column on
     u8* slice;     // [tiles][columns][8 tokens]
 
+    // The same from a segment's first column on.
+    __device__ __forceinline__ Activations from(int column) const {
+        const u16* at = x + column;
+#if !SLICE
+        asm("" : "+l"(at));  // or the compiler works the address out again for every exception
+#endif
+        return {at, slice + column * 16};
+    }
     // Columns of eight tokens, for one exception.
-    __device__ __forceinline__ TokenValues column(int tile, int c) const {
+    __device__ __forceinline__ TokenValues column(int tile, u32 c) const {
         TokenValues v;
 #if SLICE
         const uint4 eight = *(const uint4*)(slice + tile * PLANE_BYTES + piece_at(c));
@@ -34,7 +42,7 @@ struct Activations {
         for (int k = 0; k < TILE; k++)
             v.value[k] = __uint_as_float(k % 2 ? pairs[k / 2] & 0xffff0000u : pairs[k / 2] << 16);
 #else
-        const u16* at = x + tile * 8 * X_PITCH + c;
+        const u16* at = element(x + tile * 8 * X_PITCH, c);
 #pragma unroll
         for (int k = 0; k < TILE; k++) v.value[k] = from_bf16(__ldg(at + k * X_PITCH));
 #endif

@@ -18,104 +18,14 @@
 // SLICE = n: blockIdx.y takes n spans of the columns, whose activations stay in shared memory, eight tokens
 //            side by side (activations.cuh); the sums of each span go to `partial`, and combine adds
 //            them, in the same order.
-#include "work.cuh"
+#include "exception_sums.cuh"
 
 constexpr int THREADS = (CONSUMERS + TILES) * WARP;
-constexpr int SUM_PITCH = STRIP + 1;                // floats; keeps tokens in different banks
 constexpr int SUM = TOKENS * SUM_PITCH;             // floats of one segment
 [[maybe_unused]] constexpr int READY = 1;           // named barriers: the slice of x is in place,
 constexpr int FULL = 2, EMPTY = 4;                  // + 0 or 1: which of the buffers
 
 constexpr int CHAINS = 2;                           // of matrix instructions, each waiting for the one before
-constexpr int TOGETHER = TILES % 2 ? 1 : 2;         // tiles of tokens whose exceptions are added at a time
-constexpr int MANY = 32;                            // exceptions of a row in a segment that two lanes take at most
-
-using ExceptionSums = float[TOGETHER][TILE];
-
-// Add to `sum` the exceptions e, e + 2, ... before `end` of one row, two at a time so that their loads overlap.
-__device__ __forceinline__ void gather(ExceptionSums& sum, const u32* entries, int e, int end, RowScale scale,
-                                       const Activations& x, int tile, int first) {
-#pragma unroll 1
-    for (; e < end; e += 4) {
-        const bool two = e + 2 < end;
-        const u32 a = entries[e], b = entries[two ? e + 2 : e];
-        const int c = first + exception_column(a), d = first + exception_column(b);
-        const float v = scale.missing(a), w = scale.missing(b);
-        TokenValues p[TOGETHER], q[TOGETHER];
-#pragma unroll
-        for (int n = 0; n < TOGETHER; n++) p[n] = x.column(tile + n, c), q[n] = x.column(tile + n, d);
-#pragma unroll
-        for (int n = 0; n < TOGETHER; n++)
-#pragma unroll
-            for (int k = 0; k < TILE; k++) {
-                sum[n][k] += v * p[n][k];
-                if (two) sum[n][k] += w * q[n][k];
-            }
-    }
-}
-
-// The same of a row that the warp shares: four neighbours per lane and turn.
-__device__ __forceinline__ void gather_shared(ExceptionSums& sum, const RowExceptions& row, int lane, RowScale scale,
-                                              const Activations& x, int tile, int first) {
-    constexpr int PART = LAYOUT == 0 ? 1 : TILE == 1 ? 4 : 2;  // of them under way at a time, as registers allow
-    const uint4* from = (const uint4*)row.entries;  // records are filled up to 16 bytes
-#pragma unroll 1
-    for (int e = row.begin / 4 * 4 + 4 * lane; e < row.end; e += 4 * WARP) {
-        const uint4 four = from[e / 4];
-        const u32 entry[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-        for (int i = 0; i < 4; i += PART)
-#pragma unroll
-            for (int n = 0; n < TOGETHER; n++) {
-                TokenValues p[PART];
-#pragma unroll
-                for (int j = 0; j < PART; j++) p[j] = x.column(tile + n, first + exception_column(entry[i + j]));
-#pragma unroll
-                for (int j = 0; j < PART; j++)
-                    if (e + i + j >= row.begin && e + i + j < row.end)
-#pragma unroll
-                        for (int k = 0; k < TILE; k++) sum[n][k] += scale.missing(entry[i + j]) * p[j][k];
-            }
-    }
-}
-
-// Add the exceptions of a segment, from column `first` on, to its sums for the tokens of TOGETHER tiles. Two lanes share
-// a row, lane = 2 row + j taking every second exception; a row of more than MANY is shared by the whole warp, so that
-// one such row does not hold up the others. Which lane takes what, and so the order of a sum, depends on the record alone.
-__device__ __forceinline__ void add_exceptions(float* sums, const u8* record, int unit, int lane, const Activations& x,
-                                               int tile, int first) {
-    constexpr int KEPT = TILE > 1 ? TILE / 2 : 1;  // tokens of a tile whose sum a lane ends up with
-    const int row = lane / 2, j = lane % 2;
-    const RowExceptions own(record, row);
-    const bool many = own.end - own.begin > MANY;
-    ExceptionSums sum = {};
-    const RowScale scale(record, row, unit);
-    gather(sum, own.entries, own.begin + j, many ? 0 : own.end, scale, x, tile, first);
-    for (u32 rest = __ballot_sync(ALL_LANES, many && j == 0); rest; rest &= rest - 1) {
-        const int long_row = __ffs(rest) / 2;  // lane 2 row is bit 2 row + 1, as __ffs counts
-        const RowExceptions shared(record, long_row);
-        ExceptionSums part = {};
-        gather_shared(part, shared, lane, RowScale(record, long_row, unit), x, tile, first);
-#pragma unroll
-        for (int n = 0; n < TOGETHER; n++)
-#pragma unroll
-            for (int k = 0; k < TILE; k++) {
-#pragma unroll
-                for (int apart = WARP / 2; apart; apart /= 2) part[n][k] += __shfl_xor_sync(ALL_LANES, part[n][k], apart);
-                if (lane == 2 * long_row) sum[n][k] = part[n][k];
-            }
-    }
-    float* out = sums + (tile * 8 + KEPT * j) * SUM_PITCH + row;
-#pragma unroll
-    for (int n = 0; n < TOGETHER; n++)
-#pragma unroll
-        for (int k = 0; k < KEPT; k++) {  // lane j keeps tokens KEPT j + k
-            const int other = TILE > 1 ? k + KEPT : k;
-            const float kept = j ? sum[n][other] : sum[n][k], sent = j ? sum[n][k] : sum[n][other];
-            const float both = kept + __shfl_xor_sync(ALL_LANES, sent, 1);
-            if (TILE > 1 || j == 0) out[(n * 8 + k) * SUM_PITCH] += both * scale.exceptions();
-        }
-}
 
 __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots, float* sums) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
@@ -124,8 +34,8 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
     Position place{(int)blockIdx.x, 0};
     for (int i = warp / SPAN_SEGMENTS; i > 0; i--) place.advance(1, p.spans);
     Stream stream(stages, Source(p, place, segment, lane), lane);
-    Record next{slots + warp * SLOT_BYTES};
-    next.locate(p, place, segment);
+    Record record{slots + warp * SLOT_BYTES};
+    record.locate(p, place, segment);
     previous_done();
     let_next_begin();
 #if SLICE
@@ -139,9 +49,9 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
         const int first = (place.span * SPAN_HALVES + segment * SEGMENT_HALVES) * HALF_COLS;
         const int halves = p.from(place, segment);
         __syncwarp();  // every lane is done with the record before
-        const u8* record = next.ask(p, lane);
+        record.ask(p, lane);
         p.move(place);
-        next.locate(p, place, segment);
+        record.locate(p, place, segment);
         x.aim(first, halves, lane);
 #pragma unroll
         for (int stage = 0; stage < SEGMENT_STAGES; stage++) {
@@ -171,7 +81,7 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
         if (round >= BUFFERS) barrier_sync(EMPTY + round % BUFFERS, THREADS);
         float* own = sums + (round % BUFFERS * CONSUMERS + warp) * SUM;
         if (halves > 0) {
-            const float low = RowScale(record, g, p.unit).sums(), high = RowScale(record, g + 8, p.unit).sums();
+            const float low = RowScale(record.slot, g, p.unit).sums(), high = RowScale(record.slot, g + 8, p.unit).sums();
             float* out = own + 2 * t * SUM_PITCH + g;
 #pragma unroll
             for (int n = 0; n < TILES; n++, out += 8 * SUM_PITCH) {
@@ -184,10 +94,14 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
                     out[SUM_PITCH + 8] = (sum[0][n][3] + sum[1][n][3]) * high;
                 }
             }
+            const Activations own_x = p.x.from(first);
             __syncwarp();
 #pragma unroll 1
             for (int n = 0; n < TILES && n * 8 < p.tokens; n += TOGETHER)
-                add_exceptions(own, record, p.unit, lane, p.x, n, first);
+                if (record.whole())
+                    add_exceptions<false>(own, record.slot, record.slot, p.unit, lane, own_x, n);
+                else
+                    add_exceptions<true>(own, record.slot, record.in_memory(p), p.unit, lane, own_x, n);
         } else {
             for (int i = lane; i < SUM; i += WARP) own[i] = 0;
         }

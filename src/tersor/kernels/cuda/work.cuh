@@ -18,7 +18,7 @@ constexpr int SEGMENT_HALVES = SEGMENT_COLS / HALF_COLS, SPAN_HALVES = SPAN_COLS
 constexpr int SEGMENT_STAGES = SEGMENT_HALVES / 2, SPAN_SEGMENTS = SPAN_COLS / SEGMENT_COLS;
 constexpr int SPANS = CONSUMERS / SPAN_SEGMENTS;    // in a round
 constexpr int LINE = 128;                           // bytes of a cache line
-constexpr int SLOT_BYTES = 2 * WARP * 16;           // a record of up to 244 exceptions (3 %); longer ones stay in memory
+constexpr int SUM_PITCH = STRIP + 1;                // floats; keeps tokens in different banks
 
 // Every segment is whole or empty: no part of one needs a check of its own.
 constexpr bool WHOLE = X_PITCH % SEGMENT_COLS == 0;
@@ -104,26 +104,37 @@ struct Stream {
     }
 };
 
-// A segment's record: asked for when its weights are, read after them.
+// A segment's record: asked for when its weights are, read after them. Of one that is longer than its slot of SLOT_BYTES
+// (fused/variant.py) the head comes, and the exceptions stay in memory; the slot's last 16 bytes then tell where.
 struct Record {
+    static constexpr int ROOM = SLOT_BYTES - 16;
     u8* slot;
     int2 place;  // of the next record, in units of 16 bytes
 
+    __device__ __forceinline__ Record(u8* slot) : slot(slot) {}
     __device__ __forceinline__ void locate(const Problem& p, Position at, int segment) {
         const int* entry = p.places + (long long)at.strip * p.row_segments + at.span * SPAN_SEGMENTS + segment;
         place = p.from(at, segment) > 0 ? make_int2(__ldg(entry), __ldg(entry + 1)) : make_int2(0, 0);
     }
-    // Begin to copy it; belongs to the group that is committed next. Returns where it will be.
-    __device__ __forceinline__ const u8* ask(const Problem& p, int lane) {
-        const int size = place.y - place.x;
-        const u8* from = p.records + (long long)place.x * ALIGN;
-        if (size * ALIGN > SLOT_BYTES) {
-            for (int at = lane * LINE; at < size * ALIGN; at += WARP * LINE) prefetch(from + at);
-            return from;
+    // Begin to copy it; belongs to the group that is committed next.
+    __device__ __forceinline__ void ask(const Problem& p, int lane) {
+        const int size = (place.y - place.x) * ALIGN;
+        const u8* from = p.records + (long long)place.x * ALIGN + lane * 16;
+        u32 to = shared_address(slot) + lane * 16;
+#pragma unroll 1
+        for (int left = min(size, ROOM) - lane * 16; left > 0; left -= WARP * 16) {
+            copy_async_16(to, from);
+            from += WARP * 16, to += WARP * 16;
         }
-        const u32 to = shared_address(slot);
-        if (lane < size) copy_async_16(to + lane * 16, from + lane * 16);
-        if (lane + WARP < size) copy_async_16(to + (lane + WARP) * 16, from + (lane + WARP) * 16);
-        return slot;
+        if (size <= ROOM) return;
+        if (lane == 0) *(int*)(slot + ROOM) = place.x;
+#pragma unroll 1
+        for (int at = lane * LINE; at < size; at += WARP * LINE) prefetch(p.records + (long long)place.x * ALIGN + at);
+    }
+    // Once it is there: how many exceptions the segment has, whether they are in the slot, and where if not.
+    __device__ __forceinline__ int count() const { return ((const u16*)slot)[STRIP - 1]; }
+    __device__ __forceinline__ bool whole() const { return RECORD_HEAD + count() * EXCEPTION_BYTES <= ROOM; }
+    __device__ __forceinline__ const u8* in_memory(const Problem& p) const {
+        return p.records + (long long)*(const int*)(slot + ROOM) * ALIGN;
     }
 };

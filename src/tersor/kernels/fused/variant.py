@@ -10,7 +10,7 @@ from tersor.kernels.compiler import Program
 from tersor.kernels.fused.layout import SPAN_COLS, STRIP_ROWS, Geometry
 from tersor.kernels.launcher import Kernel, Launch
 
-_SLOT_BYTES = 1024  # for the record of a segment, per warp
+SLOT_BYTES = 1024  # of a segment's record that are kept at hand, per warp: 244 exceptions, 3 %
 _SUM_PITCH = STRIP_ROWS + 1
 _EVEN = 0.9
 
@@ -21,6 +21,7 @@ class Variant:
 
     `slice_spans`: 0 reads activations through L1; n keeps those of n spans in shared memory (8 tokens or more).
     `buffers`: 2 lets the streaming warps run a round ahead of the sums, 1 leaves room for more of them.
+    `slot_bytes`: for the record of a segment, a multiple of 16; of a longer one the exceptions are read late.
     """
 
     tokens: int
@@ -29,6 +30,7 @@ class Variant:
     blocks_per_sm: int = 1
     slice_spans: int = 0
     buffers: int = 2
+    slot_bytes: int = SLOT_BYTES
 
     @property
     def threads(self) -> int:
@@ -37,7 +39,7 @@ class Variant:
 
     def shared(self, stage_bytes: int) -> int:
         """Bytes of dynamic shared memory of a block, laid out as in linear.cu."""
-        rings = self.consumers * (self.stages * stage_bytes + _SLOT_BYTES)
+        rings = self.consumers * (self.stages * stage_bytes + self.slot_bytes)
         sums = self.buffers * self.consumers * self.tokens * _SUM_PITCH * 4
         return rings + sums + self.tokens * self.slice_spans * SPAN_COLS * 2
 
@@ -50,6 +52,7 @@ class Variant:
             ("BLOCKS_PER_SM", self.blocks_per_sm),
             ("SLICE", self.slice_spans),
             ("BUFFERS", self.buffers),
+            ("SLOT_BYTES", self.slot_bytes),
             ("X_PITCH", geometry.padded_cols),
         )
         return Program("linear.cu", "linear", geometry.macros + tuning)

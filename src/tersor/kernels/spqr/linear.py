@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tersor.kernels.fused.variant import Variant, evenest
+from dataclasses import replace
+
+from tersor.kernels.fused.variant import SLOT_BYTES, Variant, evenest
 from tersor.kernels.spqr.layout import PLANE_BITS, Geometry
 
 MAX_TOKENS = 16  # of one launch
@@ -14,6 +16,8 @@ _SHAPES = ((8, 4, 2), (8, 4, 3), (16, 4, 1))
 _SLICED = ((8, 4, 2), (8, 4, 1), (8, 2, 1), (4, 2, 1))  # of more than _FEW tokens
 _TIGHT = 3  # blocks that leave a thread too few registers for codes of two planes
 _FEW = 8  # tokens whose activations may come through L1
+# Of a record, the first that fits: 628 exceptions, so a whole row and some in the others; or as few as need be.
+_SLOTS = (2560, SLOT_BYTES)
 _LARGE = 2048  # spans of a matrix, from which on eight tokens do better in shared memory
 
 
@@ -22,19 +26,21 @@ def variant_for(tokens: int, geometry: Geometry, multiprocessors: int, shared: i
     if tokens > MAX_TOKENS:
         raise ValueError(f"{tokens} tokens: the fused product takes at most {MAX_TOKENS}")
 
-    def fits(variant: Variant) -> bool:
-        """All of its blocks at once; a block may have nearly all of a multiprocessor's shared memory."""
-        return variant.shared(geometry.stage_bytes) * variant.blocks_per_sm <= shared
+    def longest(shape: tuple[int, int, int], slice_spans: int = 0) -> list[Variant]:
+        """The build of this shape with the longest slots that fit, if any, all of its blocks at once.
+
+        A block may have nearly all of a multiprocessor's shared memory.
+        """
+        build = Variant(most, *shape, slice_spans=slice_spans)
+        builds = (replace(build, slot_bytes=slot) for slot in _SLOTS)
+        return [v for v in builds if v.shared(geometry.stage_bytes) * v.blocks_per_sm <= shared][:1]
 
     most = 1 << (tokens - 1).bit_length()
     if most > _FEW:
-        return next(v for v in (Variant(most, *shape, slice_spans=1) for shape in _SLICED) if fits(v))
-    halved = Variant(most, 8, 4, 2, slice_spans=2)
-    if most == _FEW and geometry.strips * geometry.spans >= _LARGE and fits(halved):
-        return halved
-    variants = [
-        Variant(most, *shape) for shape in _SHAPES if geometry.bits <= PLANE_BITS or shape[2] < _TIGHT
-    ]
-    return evenest(
-        [v for v in variants if fits(v)] or [Variant(most, 8, 2)], geometry.strips, multiprocessors
-    )
+        return next(v for shape in _SLICED for v in longest(shape, slice_spans=1))
+    halved = longest((8, 4, 2), slice_spans=2)
+    if most == _FEW and geometry.strips * geometry.spans >= _LARGE and halved:
+        return halved[0]
+    shapes = [shape for shape in _SHAPES if geometry.bits <= PLANE_BITS or shape[2] < _TIGHT]
+    variants = [v for shape in shapes for v in longest(shape)]
+    return evenest(variants or [Variant(most, 8, 2)], geometry.strips, multiprocessors)
