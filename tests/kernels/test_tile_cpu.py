@@ -10,7 +10,7 @@ from tersor.format.errors import KernelError
 from tersor.kernels.compiler import compile_program
 from tersor.kernels.fused.device import Matrix
 from tersor.kernels.spqr.layout import Geometry as Spqr
-from tersor.kernels.tile.device import kept_for
+from tersor.kernels.tile.device import in_pieces, kept_for
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
 from tersor.kernels.tile.variant import VARIANTS, Variant, variant_for
 from tersor.kernels.window.layout import Geometry as Window
@@ -117,15 +117,15 @@ def test_the_product_is_for_hopper() -> None:
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=["fast", "spqr-4", "spqr-3"])
-@pytest.mark.parametrize("size", list(VARIANTS))
-def test_the_tensor_cores_are_kept_busy(size: int, geometry: Window | Spqr) -> None:
+@pytest.mark.parametrize("build", BUILDS, ids=str)
+def test_the_tensor_cores_are_kept_busy(build: Variant, geometry: Window | Spqr) -> None:
     """The compiler says when it must wait after each instruction, and that is all it does about it."""
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
     try:
         nvrtc.nvrtcVersion()
     except RuntimeError:
         pytest.skip("NVRTC is not installed")
-    compiled = compile_program(VARIANTS[size][0].program(geometry), "sm_90")
+    compiled = compile_program(build.program(geometry), "sm_90")
     assert compiled.resources.spills == 0
     assert "serialized" not in compiled.log
 
@@ -171,6 +171,46 @@ def test_weights_and_activations_meet_in_the_same_places(layout: int) -> None:
                 piece = slot % 4 * 2 + column // 8 % 2
                 offset = row_ * 128 | (piece ^ row_ % 8) << 4 | column % 8 * 2
                 assert weights[offset] == 1000 * row_ + column
+
+
+@pytest.mark.parametrize("layout", [0, 1])
+@pytest.mark.parametrize("tokens", [16, 32, 64])
+def test_activations_come_straight_to_where_they_would_be_arranged(tokens: int, layout: int) -> None:
+    """tile_feed_direct.cuh: every piece of a step once, whole sectors, no two pieces of a store in one bank."""
+    lane = np.arange(32)
+    odd, half, piece = lane // 16, lane // 8 % 2, lane % 8
+    column = np.array([lane_column(layout, h, p // 2) + p % 2 * 8 for h in (0, 1) for p in range(8)] * 2)
+    stored = np.full(2 * tokens * 8, -1)  # 16 bytes of a step -> 1000 * token + column
+    for feeder in range(tokens // 16):
+        base = half * tokens * 128 + (feeder * 16 + odd) * 128 + ((piece ^ odd) << 4)
+        for k in range(8):
+            token = feeder * 16 + odd + 2 * k
+            for one in (0, 1):
+                assert sorted(column[odd == one]) == list(range(0, 128, 8))  # 256 bytes of a token
+            to = (base ^ (2 * k % 8 << 4)) + 2 * k * 128
+            assert all(len(set(to[q : q + 8] // 16 % 8)) == 8 for q in range(0, 32, 8))
+            assert np.all(stored[to // 16] == -1)
+            stored[to // 16] = 1000 * token + column
+    for h in range(2):
+        for n in range(tokens):
+            for p in range(8):  # as tile_arrange has it
+                place = (h * tokens + n) * 8 + (p ^ n % 8)
+                assert stored[place] == 1000 * n + lane_column(layout, h, p // 2) + p % 2 * 8
+
+
+def test_activations_are_copied_only_where_pieces_are_not_whole() -> None:
+    x = torch.arange(6.0 * 80).bfloat16().view(6, 80)
+    for same in (x, x[:, 16:72], x[::2], x[:1].expand(6, 80), x[:1, :40]):
+        assert in_pieces(same) is same
+    flat = torch.arange(6.0 * 80 + 1).bfloat16()
+    for other in (x[:, 3:43], x[:, :77], flat[1:].view(6, 80), flat[:477].view(53, 9), x.T[:, :5], x.T):
+        pieces = in_pieces(other)
+        tokens, cols = other.shape
+        assert pieces.shape == (tokens, -(-cols // 8) * 8)
+        assert pieces.is_contiguous()
+        assert pieces.data_ptr() % 16 == 0
+        assert torch.equal(pieces[:, :cols], other)
+        assert not pieces[:, cols:].any()
 
 
 def test_stores_of_a_quarter_warp_meet_in_no_bank() -> None:

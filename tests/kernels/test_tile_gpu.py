@@ -130,6 +130,39 @@ def test_operator_bias_leading_dimensions_and_strides(tokens: int) -> None:
         torch.testing.assert_close(y, linear(x, weight, bias), rtol=2e-2, atol=2e-2)
 
 
+def placed(form: str, tokens: int, cols: int) -> torch.Tensor:
+    """Activations as models have them: views with NaN around, pieces of 16 bytes nowhere whole."""
+    if form == "transposed":
+        return torch.randn(cols, tokens, device="cuda", dtype=torch.bfloat16).T
+    if form == "one row":
+        return torch.randn(1, cols, device="cuda", dtype=torch.bfloat16).expand(tokens, cols)
+    pitch, first = {
+        "dense": (cols, 0),
+        "dense, by an element on": (cols, 1),
+        "wide": (cols + 24 + -cols % 8, 8),
+        "odd pitch": (cols + 13, 8),
+        "odd first column": (cols + 24 + -cols % 8, 3),
+    }[form]
+    memory = torch.full((first + tokens * pitch + 64,), float("nan"), device="cuda", dtype=torch.bfloat16)
+    x = memory.as_strided((tokens, cols), (pitch, 1), first)
+    return x.copy_(torch.randn(tokens, cols, device="cuda"))
+
+
+FORMS = ("dense", "dense, by an element on", "wide", "odd pitch", "odd first column", "transposed", "one row")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("cols", [72, 100, 640, 641, 1095])
+@pytest.mark.parametrize("size", list(VARIANTS))
+def test_activations_wherever_they_stand(size: int, cols: int, form: str) -> None:
+    weight = gaussian(200, cols)
+    packed = window.pack(weight)
+    for build in VARIANTS[size]:
+        for tokens in (size - 3, size + 2):
+            x = placed(form, tokens, cols)
+            check(poisoned(x, packed, build), x, weight)
+
+
 @pytest.mark.parametrize("tokens", [17, 64, 200])
 def test_product_can_be_captured_and_compiled(tokens: int) -> None:
     weight = gaussian(1152, 4096)

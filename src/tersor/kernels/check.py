@@ -15,6 +15,7 @@ from tersor.format.dtypes import KINDS
 from tersor.kernels.attention import device as attention
 from tersor.kernels.compiler import ARCHITECTURES, Compiled, Program, compile_program
 from tersor.kernels.dfloat11 import device as dfloat11
+from tersor.kernels.fused.layout import Geometry as Layout
 from tersor.kernels.fused.variant import Variant
 from tersor.kernels.huffman.device import Decoding
 from tersor.kernels.huffman.device import program as huffman_program
@@ -52,7 +53,7 @@ def programs(architecture: str) -> Iterator[Program]:
     for variant in variants(shared):
         yield variant.program(Geometry(_COLS, _COLS))
     if architecture == "sm_90":
-        yield from tile_programs()
+        yield from tile_programs(Geometry(_COLS, _COLS))
     for bits, group, levels in _SPQR:
         held = spqr.Geometry(_COLS, _COLS, bits, group, levels)
         yield from spqr_programs(held, architecture, shared)
@@ -67,19 +68,13 @@ def spqr_programs(geometry: spqr.Geometry, architecture: str, shared: int) -> It
         for build in sorted(builds, key=lambda v: v.blocks_per_sm):
             yield build.program(geometry)
     if architecture == "sm_90":
-        for first, *_ in VARIANTS.values():
-            yield first.arrange_program(geometry)
-            yield first.program(geometry)
+        yield from tile_programs(geometry)
 
 
-def tile_programs() -> Iterator[Program]:
+def tile_programs(geometry: Layout) -> Iterator[Program]:
     """The product for many tokens, in every build that a benchmark tries."""
-    geometry = Geometry(_COLS, _COLS)
     for builds in VARIANTS.values():
-        yield builds[0].arrange_program(geometry)
-        for build in builds:
-            yield build.program(geometry)
-        yield from {build.combine_program(geometry) for build in builds}
+        yield from dict.fromkeys(program for build in builds for program in build.programs(geometry))
 
 
 def variants(shared: int) -> list[Variant]:

@@ -1,4 +1,4 @@
-// The two warps of tile_linear that ask for what is in memory, by bulk copies: one for weights, one for activations.
+// The way of tile_linear's feeders through a run, and the warp that asks for compressed weights, by bulk copies.
 //
 // Bulk copies cost their thread a few instructions whatever their size, and the fence by which stores are shown to the
 // tensor cores does not wait for them, as it does for cp.async of the same thread.
@@ -62,28 +62,6 @@ __device__ __forceinline__ void feed_weights(const Weights& w, u8* areas, const 
             mbarrier_arrive_expect(full, bytes + (first ? record_bytes : 0));
             bulk_copy(to, stages, bytes, full);
             if (first) bulk_copy(to + RECORD_AT, record, record_bytes, full);
-        }
-    }
-}
-
-// One lane. `x`: tile_arrange's [token tiles][halves, rounded up to even][X_TILE_BYTES].
-__device__ __forceinline__ void feed_activations(const Weights& w, const u8* x, u32 operands, const Barriers& b, int begin,
-                                                 int end) {
-    if (threadIdx.x % WARP) return;
-    const int row_stages = ceil_div(w.halves, 2);
-    Cursor at(w, begin, end, 0);
-    Turn<X_SLOTS> turn;
-    previous_done();
-    let_next_begin();
-    for (; at.left > 0; at.advance(w)) {
-        const int first = at.segment * SEGMENT_HALVES / 2, steps = ceil_div(at.halves(w), 2) * STAGE_STEPS;
-        const u8* from = x + ((long long)at.token_tile * row_stages + first) * (2 * X_TILE_BYTES);
-#pragma unroll 1
-        for (int step = 0; step < steps; step++, from += X_BYTES, turn.advance()) {
-            const u32 full = b.x_full + turn.number * 8;
-            mbarrier_wait(b.x_empty + turn.number * 8, turn.parity ^ 1);
-            mbarrier_arrive_expect(full, X_BYTES);
-            bulk_copy(operands + turn.number * X_BYTES, from, X_BYTES, full);
         }
     }
 }

@@ -4,15 +4,20 @@
 //
 //   CONSUMERS   one or two warpgroups: wgmma on 128 rows x TOKENS tokens, sums in registers
 //   DECODERS    8 or 16 warps: a strip of 16 rows each (tile_decode.cuh), or two warps in turns
-//   FEEDERS     a warp that asks for compressed weights, one for activations (tile_feed.cuh), which are in the form
-//               of operands already (tile_arrange.cu); two idle ones where registers are given out to warpgroups
+//   FEEDERS     a warp that asks for compressed weights (tile_feed.cuh), X_FEEDERS for activations: either one, where
+//               they are in the form of operands already (tile_feed_arranged.cuh), or some that take them as they are
+//               (tile_feed_direct.cuh); idle ones where registers are given out to warpgroups
 //
 // They meet in three rings (tile_rings.cuh). Decoding costs the same whatever TOKENS is, and happens once for all.
 #include "tile_decode.cuh"
-#include "tile_feed.cuh"
 #include "wgmma.cuh"
+#if ARRANGED
+#include "tile_feed_arranged.cuh"
+#else
+#include "tile_feed_direct.cuh"
+#endif
 
-constexpr int FEEDERS = CONSUMER_REGISTERS ? 4 : 2;
+constexpr int FEEDERS = CONSUMER_REGISTERS ? ceil_div(1 + X_FEEDERS, 4) * 4 : 1 + X_FEEDERS;
 constexpr int THREADS = (CONSUMERS + DECODERS + FEEDERS) * WARP;
 // Steps under way while a consumer waits for the next. With few tokens a step is done before there is a next.
 constexpr int BEHIND = TOKENS <= 64 ? 0 : 1;
@@ -85,11 +90,11 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, flo
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 tile_linear(const u8* __restrict__ weights, const int* __restrict__ places, const u8* __restrict__ records,
-            const u8* __restrict__ x,     // tile_arrange's: [token tiles][halves][TOKENS][64]
+            const u16* __restrict__ x,    // as `Activations` says
             const u16* __restrict__ bias, // [rows] bfloat16 or null
             u16* __restrict__ y,          // [tokens][rows] bfloat16
             float4* __restrict__ partial, // [2 blocks][QUADS], where tiles are cut
-            int rows, int tokens, int halves, int chunk,
+            int rows, int tokens, int cols, int pitch, int halves, int chunk,
             int exponent) {               // sums are multiplied by 2^exponent
     extern __shared__ __align__(1024) u8 unaligned[];
     u8* shared = unaligned + (-shared_address(unaligned) & (STRIP_BYTES - 1));  // swizzle and patches go by addresses
@@ -122,7 +127,11 @@ tile_linear(const u8* __restrict__ weights, const int* __restrict__ places, cons
 #if CONSUMER_REGISTERS
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEEDER_REGISTERS));
 #endif
-        if (warp == CONSUMERS + DECODERS) feed_weights(w, shared + AREAS_AT, barriers, begin, end);
-        if (warp == CONSUMERS + DECODERS + 1) feed_activations(w, x, operands_x, barriers, begin, end);
+        const int feeder = warp - CONSUMERS - DECODERS - 1;
+        const Activations activations{x, tokens, cols, pitch};
+        if (feeder < 0)
+            feed_weights(w, shared + AREAS_AT, barriers, begin, end);
+        else if (feeder < X_FEEDERS)
+            feed_activations(w, activations, operands_x, barriers, begin, end, feeder);
     }
 }

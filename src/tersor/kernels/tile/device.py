@@ -1,8 +1,8 @@
 """The product for many tokens, launched: x W^T + bias for any layout that can be decoded by stages.
 
-Three kernels, each chained to the one before by programmatic dependent launch: the activations are laid out
-as operands, the tiles are multiplied, tiles that were cut between blocks are added up. Nothing waits for the
-GPU, nothing is allocated but torch's tensors.
+Up to three kernels, each chained to the one before by programmatic dependent launch: for large tiles the
+activations are laid out as operands, the tiles are multiplied, tiles that were cut between blocks are added
+up. Nothing waits for the GPU, nothing is allocated but torch's tensors.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tersor.kernels.tile.variant import Variant, variant_for
 MOST_TOKENS = 1024  # beyond it decoding the matrix for cuBLAS is faster (bench/sweep_tile.py)
 _THREADS = 256
 _HALF_COLS = 64
+_PIECE = 8  # elements of the 16 bytes that are read at a time
 
 
 def supported(device: torch.device) -> bool:
@@ -55,14 +56,14 @@ def tile_linear(
     shared, exponent = variant.shared(geometry), matrix.unit + dict(geometry.macros).get("WEIGHT_SHIFT", 0)
     places = multiprocessors(device) * variant.blocks_per_sm
     split = choose(geometry.rows, tokens, geometry.segments, variant.tokens, places)
-    arranged = _arrange(x, geometry, variant, split)
+    operands = _arrange(x, geometry, variant, split) if variant.arranged else in_pieces(x)
     y = x.new_empty((tokens, geometry.rows))
     sums = 2 * split.blocks * TILE_ROWS * variant.tokens if split.cuts else 0
     partial = x.new_empty(sums, dtype=torch.float32)
     _kernel(variant.program(geometry), shared)(
         Launch((split.blocks, 1), variant.threads, shared, overlap=True), device,
-        matrix.stages, matrix.places, matrix.records, arranged, bias, y, partial,
-        geometry.rows, tokens, geometry.halves, split.chunk, exponent,
+        matrix.stages, matrix.places, matrix.records, operands, bias, y, partial,
+        geometry.rows, tokens, operands.shape[1], operands.stride(0), geometry.halves, split.chunk, exponent,
     )  # fmt: skip
     if split.cuts and split.blocks > 1:
         quads = TILE_ROWS * variant.tokens // 4
@@ -82,12 +83,21 @@ def kept_for(matrix: Matrix[Geometry]) -> int:
     return next((kept for kept in (1, 2) if mean + 3 * mean**0.5 <= 32 * kept), 4)
 
 
+def in_pieces(x: torch.Tensor) -> torch.Tensor:
+    """x in rows of whole pieces of 16 bytes, each at a multiple of 16: itself nearly always, else a copy."""
+    if over := x.shape[1] % _PIECE:
+        return torch.nn.functional.pad(x, (0, _PIECE - over))
+    if x.stride(1) != 1 or x.stride(0) % _PIECE or x.data_ptr() % 16:
+        return x.clone(memory_format=torch.contiguous_format)
+    return x
+
+
 def _arrange(x: torch.Tensor, geometry: Geometry, variant: Variant, split: Split) -> torch.Tensor:
-    """The activations as operand tiles [token tiles][halves, an even number][variant.tokens][64], swizzled."""
+    """The activations as operand tiles [token tiles * halves, an even number][variant.tokens * 64], swizzled."""
     if x.stride(1) != 1:
         x = x.contiguous()
     halves = geometry.halves + geometry.halves % 2
-    out = x.new_empty(split.token_tiles * halves * variant.tokens * _HALF_COLS)
+    out = x.new_empty((split.token_tiles * halves, variant.tokens * _HALF_COLS))
     pieces = out.numel() // 8
     _kernel(variant.arrange_program(geometry))(
         Launch((-(-pieces // _THREADS), 1), _THREADS, overlap=True), x.device,

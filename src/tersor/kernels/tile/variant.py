@@ -16,6 +16,8 @@ _NOTE_BYTES = 16
 # launched with 96 registers each.
 _REGISTERS_FROM = _HALF_STEPS_FROM = 256
 _REGISTERS = (160, 64, 32)
+_ARRANGED_FROM = 128
+_FEEDER_TOKENS = 16  # of a warp that brings activations as they are
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,11 @@ class Variant:
         return _REGISTERS if self.tokens >= _REGISTERS_FROM else (0, 0, 0)
 
     @property
+    def arranged(self) -> bool:
+        """Whether a kernel beforehand lays out the activations; for small tiles its launch costs too much."""
+        return self.tokens >= _ARRANGED_FROM
+
+    @property
     def step_halves(self) -> int:
         """Halves of a stage that are multiplied at a time: both, where there is room for two such steps."""
         return 1 if self.tokens >= _HALF_STEPS_FROM else 2
@@ -48,7 +55,9 @@ class Variant:
     @property
     def threads(self) -> int:
         """Threads of a block; a warpgroup has registers of one kind."""
-        feeders = 4 if any(self.registers) else 2
+        feeders = 1 + (1 if self.arranged else self.tokens // _FEEDER_TOKENS)
+        if any(self.registers):
+            feeders += -feeders % 4
         return 32 * (4 * self.groups + self.decoders + feeders)
 
     def shared(self, geometry: Geometry) -> int:
@@ -71,6 +80,7 @@ class Variant:
             ("STEP_HALVES", self.step_halves),
             ("A_SLOTS", self.a_slots),
             ("X_SLOTS", self.x_slots),
+            ("ARRANGED", int(self.arranged)),
             ("KEPT", self.kept),
             ("BLOCKS_PER_SM", self.blocks_per_sm),
             ("CONSUMER_REGISTERS", consumer),
@@ -90,14 +100,15 @@ class Variant:
         return Program("tile_combine.cu", "tile_combine", few, hopper_only=True)
 
     def arrange_program(self, geometry: Geometry) -> Program:
-        """What lays out the activations."""
+        """What lays out the activations, where they are `arranged`."""
         return Program(
             "tile_arrange.cu", "tile_arrange", (*geometry.macros, ("TOKENS", self.tokens)), hopper_only=True
         )
 
-    def programs(self, geometry: Geometry) -> tuple[Program, Program, Program]:
-        """All three."""
-        return self.arrange_program(geometry), self.program(geometry), self.combine_program(geometry)
+    def programs(self, geometry: Geometry) -> tuple[Program, ...]:
+        """All that are launched, in this order."""
+        before = (self.arrange_program(geometry),) if self.arranged else ()
+        return (*before, self.program(geometry), self.combine_program(geometry))
 
 
 # The first of each size is used; the others are for bench/sweep_tile.py.
