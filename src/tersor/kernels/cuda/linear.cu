@@ -20,6 +20,7 @@
 //            them, in the same order.
 #include "exception_sums.cuh"
 
+constexpr bool ONE_WAY = BLOCKS_PER_SM > 3 && __CUDA_ARCH__ >= 1000;  // for want of registers: read slots as memory
 constexpr int THREADS = (CONSUMERS + TILES) * WARP;
 constexpr int SUM = TOKENS * SUM_PITCH;             // floats of one segment
 [[maybe_unused]] constexpr int READY = 1;           // named barriers: the slice of x is in place,
@@ -98,10 +99,10 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
             __syncwarp();
 #pragma unroll 1
             for (int n = 0; n < TILES && n * 8 < p.tokens; n += TOGETHER)
-                if (record.whole())
+                if (!ONE_WAY && record.whole())
                     add_exceptions<false>(own, record.slot, record.slot, p.unit, lane, own_x, n);
                 else
-                    add_exceptions<true>(own, record.slot, record.in_memory(p), p.unit, lane, own_x, n);
+                    add_exceptions<true>(own, record.slot, record.whole() ? record.slot : record.in_memory(p), p.unit, lane, own_x, n);
         } else {
             for (int i = lane; i < SUM; i += WARP) own[i] = 0;
         }

@@ -133,7 +133,7 @@ struct Record {
     }
     // Once it is there: how many exceptions the segment has, whether they are in the slot, and where if not.
     __device__ __forceinline__ int count() const { return ((const u16*)slot)[STRIP - 1]; }
-    __device__ __forceinline__ bool whole() const { return RECORD_HEAD + count() * EXCEPTION_BYTES <= ROOM; }
+    __device__ __forceinline__ bool whole() const { return RECORD_HEAD + count() * (int)sizeof(u32) <= ROOM; }
     __device__ __forceinline__ const u8* in_memory(const Problem& p) const {
         return p.records + (long long)*(const int*)(slot + ROOM) * ALIGN;
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tersor.kernels.compiler import Program
 from tersor.kernels.fused.layout import Geometry
-from tersor.kernels.fused.variant import Variant, kernel
+from tersor.kernels.fused.variant import Variant, planned
 from tersor.kernels.launcher import Kernel, Launch, multiprocessors, shared_limit
 
 _DECODE_THREADS = 128
@@ -80,6 +80,9 @@ def linear(
     if x.data_ptr() % 16:  # a view into something larger; the kernel reads 16 bytes at a time
         x = x.clone()
     y = x.new_empty((tokens, geometry.rows))
+    if 0 < tokens <= most:
+        _launch(choose(tokens, multiprocessors(device), shared_limit(device)), x, matrix, bias, y)
+        return y
     for first in range(0, tokens, most):
         part = slice(first, min(first + most, tokens))
         variant = choose(part.stop - part.start, multiprocessors(device), shared_limit(device))
@@ -92,13 +95,14 @@ def _launch(variant: Variant, x: Tensor, matrix: Matrix[Geometry], bias: Tensor 
     geometry, device, tokens, rows = matrix.geometry, x.device, x.shape[0], matrix.geometry.rows
     if not variant.slice_spans and tokens < variant.tokens:
         x = torch.nn.functional.pad(x, (0, 0, 0, variant.tokens - tokens))
-    launch = variant.launch(geometry, multiprocessors(device))
-    sliced = launch.blocks[1] > 1
-    partial = x.new_empty((geometry.spans, tokens, rows) if sliced else 0, dtype=torch.float32)
-    kernel(variant, geometry)(
+    kernel, launch = planned(variant, geometry, multiprocessors(device))
+    partial = None
+    if launch.blocks[1] > 1:
+        partial = x.new_empty((geometry.spans, tokens, rows), dtype=torch.float32)
+    kernel(
         launch, device, matrix.stages, matrix.places, matrix.records, x, bias, y, partial,
         rows, tokens, matrix.unit,
     )  # fmt: skip
-    if sliced:
+    if partial is not None:
         combine = Launch((-(-tokens * rows // _COMBINE_THREADS), 1), _COMBINE_THREADS, overlap=True)
         _combine_kernel()(combine, device, partial, bias, y, rows, tokens * rows, geometry.spans)

@@ -83,9 +83,11 @@ def evenest(variants: Sequence[Variant], strips: int, multiprocessors: int) -> V
     return next((v for v in variants if busy(v) >= _EVEN), max(variants, key=busy))
 
 
-def kernel(variant: Variant, geometry: Geometry) -> Kernel:
-    """The variant's kernel for matrices of this kind and number of columns, loaded at its first launch."""
-    return _kernel(variant.program(geometry), variant.shared(geometry.stage_bytes))
+@cache
+def planned(variant: Variant, geometry: Geometry, multiprocessors: int) -> tuple[Kernel, Launch]:
+    """The variant's kernel for matrices of this size, loaded at its first launch, and how to launch it."""
+    launch = variant.launch(geometry, multiprocessors)
+    return _kernel(variant.program(geometry), launch.shared), launch
 
 
 @cache

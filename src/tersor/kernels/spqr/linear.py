@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from tersor.kernels.fused.variant import SLOT_BYTES, Variant, evenest
 from tersor.kernels.spqr.layout import PLANE_BITS, Geometry
@@ -14,13 +15,14 @@ FUSED_TOKENS = 32
 # layout, so rings are deeper for as many bytes under way.
 _SHAPES = ((8, 4, 2), (8, 4, 3), (16, 4, 1))
 _SLICED = ((8, 4, 2), (8, 4, 1), (8, 2, 1), (4, 2, 1))  # of more than _FEW tokens
-_TIGHT = 3  # blocks that leave a thread too few registers for codes of two planes
+_WIDE_SHAPES = ((6, 4, 2), (12, 4, 1))  # of codes of two planes, which take more registers
 _FEW = 8  # tokens whose activations may come through L1
 # Of a record, the first that fits: 628 exceptions, so a whole row and some in the others; or as few as need be.
 _SLOTS = (2560, SLOT_BYTES)
 _LARGE = 2048  # spans of a matrix, from which on eight tokens do better in shared memory
 
 
+@lru_cache(maxsize=1024)  # asked at every product
 def variant_for(tokens: int, geometry: Geometry, multiprocessors: int, shared: int) -> Variant:
     """The build for this many tokens that keeps the GPU busy and fits into `shared` bytes."""
     if tokens > MAX_TOKENS:
@@ -41,6 +43,6 @@ def variant_for(tokens: int, geometry: Geometry, multiprocessors: int, shared: i
     halved = longest((8, 4, 2), slice_spans=2)
     if most == _FEW and geometry.strips * geometry.spans >= _LARGE and halved:
         return halved[0]
-    shapes = [shape for shape in _SHAPES if geometry.bits <= PLANE_BITS or shape[2] < _TIGHT]
+    shapes = _SHAPES if geometry.bits <= PLANE_BITS else _WIDE_SHAPES
     variants = [v for shape in shapes for v in longest(shape)]
     return evenest(variants or [Variant(most, 8, 2)], geometry.strips, multiprocessors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 from tersor.kernels.fused.variant import Variant, evenest
 from tersor.kernels.window.layout import STAGE_BYTES, Geometry
@@ -20,6 +21,7 @@ _WAVE_STRIPS = 0.75  # of the places, at least
 _WIDE = 8192
 
 
+@lru_cache(maxsize=1024)  # asked at every product
 def variant_for(tokens: int, geometry: Geometry, multiprocessors: int, shared: int) -> Variant:
     """The build that is fastest for this many tokens on an H200 (dev/BENCHMARKS.md) and fits into `shared` bytes."""
     if tokens > MAX_TOKENS:
