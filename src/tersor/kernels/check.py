@@ -53,7 +53,9 @@ def programs(architecture: str) -> Iterator[Program]:
     for variant in variants(shared):
         yield variant.program(Geometry(_COLS, _COLS))
     if architecture == "sm_90":
-        yield from tile_programs(Geometry(_COLS, _COLS))
+        plain = Geometry(_COLS, _COLS)
+        yield from tile_programs(plain)
+        yield from dict.fromkeys(b.combine_program(plain) for builds in VARIANTS.values() for b in builds)
     for bits, group, levels in _SPQR:
         held = spqr.Geometry(_COLS, _COLS, bits, group, levels)
         yield from spqr_programs(held, architecture, shared)
@@ -72,9 +74,9 @@ def spqr_programs(geometry: spqr.Geometry, architecture: str, shared: int) -> It
 
 
 def tile_programs(geometry: Layout) -> Iterator[Program]:
-    """The product for many tokens, in every build that a benchmark tries."""
+    """The product for many tokens, in every build that a benchmark tries, up to what adds cut tiles."""
     for builds in VARIANTS.values():
-        yield from dict.fromkeys(program for build in builds for program in build.programs(geometry))
+        yield from dict.fromkeys(program for build in builds for program in build.programs(geometry)[:-1])
 
 
 def variants(shared: int) -> list[Variant]:
