@@ -13,9 +13,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 tile_arrange(const u16* __restrict__ x,  // [tokens] rows of `pitch` elements
              uint4* __restrict__ out,
              int tokens, int cols, int pitch, int halves, int total) {  // halves: a multiple of two
+    let_next_begin();  // tile_linear may ask for weights meanwhile
     const int i = blockIdx.x * THREADS + threadIdx.x;
     previous_done();
-    let_next_begin();
     if (i >= total) return;
     const int piece = i % PIECES, n = i / PIECES % TOKENS, tile_half = i / (PIECES * TOKENS);
     const int half = tile_half % halves, token = tile_half / halves * TOKENS + n;

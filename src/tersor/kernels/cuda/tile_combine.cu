@@ -1,24 +1,37 @@
 // The tiles of tile_linear that its blocks cut between them: add the parts in the order of the columns, write y.
 //
 // blockIdx.x + 1 is the block of tile_linear whose run begins inside a tile, if it is the first to do so; blockIdx.y
-// and a thread are a quad of the tile's sums.
+// and a thread are a quad of the tile's sums. Whose parts they are is found out while tile_linear ends.
 #include "tile_work.cuh"
 
 constexpr int THREADS = 256;
+constexpr int TOGETHER = 4;  // parts under way at a time
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-tile_combine(const float4* __restrict__ partial, const u16* __restrict__ bias, u16* __restrict__ y, int rows, int tokens,
-             int segments, int token_tiles, int units, int chunk, int blocks, int exponent) {
+tile_combine(const float4* partial, const u16* __restrict__ bias, u16* __restrict__ y, int rows, int tokens, int segments,
+             int token_tiles, int units, int chunk, int blocks, int exponent) {
+    let_next_begin();  // a product may ask for its weights meanwhile
     const Split split{segments, token_tiles, units, chunk};
-    const int from = split.begin(blockIdx.x + 1, blocks), tile = from / segments, begin = tile * segments;
-    previous_done();
-    let_next_begin();
-    if (from == begin || split.begin(blockIdx.x, blocks) > begin) return;
+    const int first = blockIdx.x, from = split.begin(first + 1, blocks), tile = from / segments, begin = tile * segments;
+    const bool cut_here = from > begin && split.begin(first, blocks) <= begin;
+    int end = first + 1;  // of the tile's blocks
+    while (cut_here && end < blocks && split.begin(end, blocks) < begin + segments) end++;
     const int quad = blockIdx.y * THREADS + threadIdx.x;
-    float4 total = __ldg(partial + (long long)(2 * blockIdx.x + 1) * QUADS + quad);
-    for (int block = blockIdx.x + 1; block < blocks && split.begin(block, blocks) < begin + segments; block++) {
-        const float4 part = __ldg(partial + (long long)(2 * block) * QUADS + quad);
-        total.x += part.x, total.y += part.y, total.z += part.z, total.w += part.w;
+    const float4* part = partial + (long long)(2 * first + 1) * QUADS + quad;  // of the first block, then of the next one
+    previous_done();  // in every block: this kernel must not be done before tile_linear is
+    if (!cut_here) return;
+    float4 total = __ldcg(part);
+    part += QUADS;
+#pragma unroll 1
+    for (int left = end - first - 1; left > 0; left -= TOGETHER, part += 2 * TOGETHER * QUADS) {
+        uint4 next[TOGETHER] = {};
+#pragma unroll
+        for (int i = 0; i < TOGETHER; i++) load_16_if(i < left, next[i], part + 2 * i * QUADS);
+#pragma unroll
+        for (const uint4& n : next) {
+            total.x += __uint_as_float(n.x), total.y += __uint_as_float(n.y);
+            total.z += __uint_as_float(n.z), total.w += __uint_as_float(n.w);
+        }
     }
     const int thread = quad % (GROUPS * 128), number = quad / (GROUPS * 128);
     const Output out{bias, y, rows, tokens, __int_as_float((127 + exponent) << 23)};
