@@ -18,7 +18,8 @@ tile_combine(const float4* partial, const u16* __restrict__ bias, u16* __restric
     while (cut_here && end < blocks && split.begin(end, blocks) < begin + segments) end++;
     const int quad = blockIdx.y * THREADS + threadIdx.x;
     const float4* part = partial + (long long)(2 * first + 1) * QUADS + quad;  // of the first block, then of the next one
-    previous_done();  // in every block: this kernel must not be done before tile_linear is
+    if (!cut_here && blockIdx.x + blockIdx.y) return;  // the first one waits: who waits for us waits for tile_linear
+    previous_done();
     if (!cut_here) return;
     float4 total = __ldcg(part);
     part += QUADS;
