@@ -1,17 +1,21 @@
 """One small call of every kernel, for compute-sanitizer.
 
     compute-sanitizer --tool memcheck --report-api-errors no python bench/sanitize.py
-    compute-sanitizer --tool racecheck python bench/sanitize.py
+    compute-sanitizer --tool racecheck python bench/sanitize.py --without-tile
 
 At its first call cuda-bindings asks the driver for each of the five hundred functions that it knows, and a driver
 that is older than the bindings answers CUDA_ERROR_NOT_FOUND for those it lacks. Without `--report-api-errors no`
 memcheck reports every such answer of cuGetProcAddress as an error: 34 where a driver of CUDA 13.0 meets the
 functions of 13.1 to 13.3. They say nothing of our kernels, whose accesses are checked either way; what the driver
 answers to our own calls, `tersor.kernels.launcher` checks.
+
+racecheck knows barriers of the kind of __syncthreads and named ones, not those in shared memory that count bytes
+(cuda/mbarrier.cuh), through which all warps of the tile product meet: it reports every one of their exchanges.
 """
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import torch
@@ -52,7 +56,8 @@ for tokens, variant in (
     torch.testing.assert_close(
         y.double(), x.double() @ w.double().T, rtol=0.02, atol=1e-2 * float(y.abs().max())
     )
-if tile.supported(w.device):
+with_tile = tile.supported(w.device) and "--without-tile" not in sys.argv
+if with_tile:
     for builds in VARIANTS.values():
         for build in builds:
             x = torch.randn(build.tokens + 3, 1600, device="cuda", dtype=torch.bfloat16)
@@ -62,7 +67,8 @@ if tile.supported(w.device):
             )
 for kind in (bench_spqr.FOUR_BITS, bench_spqr.THREE_BITS, replace(bench_spqr.FOUR_BITS, full_row=True)):
     own = bench_spqr.sample(130, 1600, kind)
-    for tokens, spqr_build in ((1, Variant(1, 8, 4, 2)), (8, Variant(8, 16, 4)), (20, None)):
+    builds: list[tuple[int, Variant | None]] = [(1, Variant(1, 8, 4, 2)), (8, Variant(8, 16, 4))]
+    for tokens, spqr_build in builds + [(20, None)] * with_tile:
         x = torch.randn(tokens, 1600, device="cuda", dtype=torch.bfloat16)
         y = spqr.linear(x, own.matrix, None, spqr_build)
         exact = x.double() @ own.weight.double().T

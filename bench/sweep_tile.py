@@ -51,7 +51,7 @@ def sample(layout: str, rows: int, cols: int, device: torch.device) -> tuple[tor
 
 def compile_all(tokens: list[int], matrix: Matrix[Any], device: torch.device) -> None:
     """Every build, by all processors at once."""
-    kept = kept_for(matrix)
+    kept = kept_for(matrix.geometry, matrix.records.numel())
     chosen = {replace(build, kept=min(build.kept, kept)) for m in tokens for build in builds(m)}
     programs = {program for b in chosen for program in b.programs(matrix.geometry)}
     with ThreadPoolExecutor() as pool:
@@ -128,7 +128,10 @@ def main() -> None:
                 if few(layout, x, matrix):
                     calls.append([few(layout, x, m) for m in ours])
                 cublas, decode_time, *times = measure.seconds(*calls, replays=args.replays)
-                names = [f"{'*' if build == variant_for(tokens) else ' '} {build}" for build in good]
+                names = [
+                    f"{'*' if build == variant_for(tokens, matrix.geometry) else ' '} {build}"
+                    for build in good
+                ]
                 names += ["  the product for few tokens"] * (len(times) - len(good))
                 print(
                     f"{layout} {rows} x {cols}, m = {tokens}: cuBLAS {cublas * 1e6:.1f} us, "

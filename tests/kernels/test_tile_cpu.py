@@ -8,7 +8,6 @@ import torch
 
 from tersor.format.errors import KernelError
 from tersor.kernels.compiler import compile_program
-from tersor.kernels.fused.device import Matrix
 from tersor.kernels.spqr.layout import Geometry as Spqr
 from tersor.kernels.tile.device import in_pieces, kept_for
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
@@ -93,19 +92,16 @@ def test_builds_fit(build: Variant) -> None:
 @pytest.mark.parametrize(("exceptions", "kept"), [(0, 1), (10, 1), (41, 2), (94, 4), (8192, 4)])
 def test_registers_hold_the_exceptions_of_nearly_every_segment(exceptions: int, kept: int) -> None:
     geometry = Window(64, 1024)
-    segments = geometry.strips * geometry.segments
-    records = torch.zeros(
-        segments * (dict(geometry.macros)["RECORD_HEAD"] + 4 * exceptions), dtype=torch.uint8
-    )
-    places = torch.zeros(segments + 1, dtype=torch.int32)
-    assert kept_for(Matrix(geometry, torch.zeros(0, dtype=torch.uint8), places, records)) == kept
+    of_one = dict(geometry.macros)["RECORD_HEAD"] + 4 * exceptions
+    assert kept_for(geometry, geometry.records * of_one) == kept
 
 
-def test_the_tiles_waste_little() -> None:
+@pytest.mark.parametrize("rows", [64, 1 << 16])
+def test_the_tiles_waste_little(rows: int) -> None:
     for tokens in range(1, 5000):
-        build = variant_for(tokens)
+        build = variant_for(tokens, Window(rows, 1024))
         padded = -(-tokens // build.tokens) * build.tokens
-        assert padded < 2 * tokens or padded == 16
+        assert padded < 2 * tokens or padded == 32
         assert tokens <= 256 or padded < 1.5 * tokens
 
 

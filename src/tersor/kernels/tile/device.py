@@ -7,8 +7,8 @@ up. Nothing waits for the GPU, nothing is allocated but torch's tensors.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 
 import torch
 
@@ -19,7 +19,9 @@ from tersor.kernels.launcher import Kernel, Launch, architecture, multiprocessor
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
 from tersor.kernels.tile.variant import Variant, variant_for
 
-MOST_TOKENS = 1024  # beyond it decoding the matrix for cuBLAS is faster (bench/sweep_tile.py)
+# Beyond, decoding for cuBLAS is faster: at 512 tokens 0.58 of cuBLAS's speed on the plain matrix against 0.60 (`fast`)
+# and 0.66 (4 bits), at 1024 0.73 against 0.66 and 0.71 (bench/sweep_tile.py, geometric means of four shapes, one H200).
+MOST_TOKENS = 512
 _THREADS = 256
 _HALF_COLS = 64
 _PIECE = 8  # elements of the 16 bytes that are read at a time
@@ -33,6 +35,43 @@ def supported(device: torch.device) -> bool:
 def fastest(tokens: int, device: torch.device) -> bool:
     """Whether this product multiplies so many tokens faster than cuBLAS does after decoding."""
     return supported(device) and 0 < tokens <= MOST_TOKENS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of a product that follows from sizes: split, how and with what kernels."""
+
+    variant: Variant
+    split: Split
+    product: Kernel
+    launch: Launch
+    arrange: Kernel | None  # where activations are laid out beforehand
+    combine: Kernel | None  # where tiles are cut
+    combine_launch: Launch
+    weight_shift: int  # the layout's operands are weights times 2^-weight_shift
+
+
+@lru_cache(maxsize=1024)  # asked at every product
+def planned(
+    geometry: Geometry, tokens: int, kept: int, variant: Variant | None, multiprocessors: int
+) -> Plan:
+    """The plan for so many tokens, on a GPU of so many multiprocessors; `variant`: a build other than the best."""
+    variant = variant or variant_for(tokens, geometry)
+    variant = replace(variant, kept=min(variant.kept, kept))
+    shared, places = variant.shared(geometry), multiprocessors * variant.blocks_per_sm
+    split = choose(geometry.rows, tokens, geometry.segments, variant.tokens, places)
+    cut = split.cuts and split.blocks > 1
+    quads = TILE_ROWS * variant.tokens // 4
+    return Plan(
+        variant,
+        split,
+        _kernel(variant.program(geometry), shared),
+        Launch((split.blocks, 1), variant.threads, shared, overlap=True),
+        _kernel(variant.arrange_program(geometry)) if variant.arranged else None,
+        _kernel(variant.combine_program(geometry)) if cut else None,
+        Launch((split.blocks - 1, quads // _THREADS), _THREADS, overlap=True),
+        dict(geometry.macros).get("WEIGHT_SHIFT", 0),
+    )
 
 
 @cache
@@ -51,34 +90,32 @@ def tile_linear(
     The result does not depend on when blocks run; it does depend on `variant` and on how many tokens there are.
     """
     geometry, tokens, device = matrix.geometry, x.shape[0], x.device
-    variant = variant or variant_for(tokens)
-    variant = replace(variant, kept=min(variant.kept, kept_for(matrix)))
-    shared, exponent = variant.shared(geometry), matrix.unit + dict(geometry.macros).get("WEIGHT_SHIFT", 0)
-    places = multiprocessors(device) * variant.blocks_per_sm
-    split = choose(geometry.rows, tokens, geometry.segments, variant.tokens, places)
-    operands = _arrange(x, geometry, variant, split) if variant.arranged else in_pieces(x)
+    kept = kept_for(geometry, matrix.records.numel())
+    plan = planned(geometry, tokens, kept, variant, multiprocessors(device))
+    split, exponent = plan.split, matrix.unit + plan.weight_shift
+    operands = in_pieces(x) if plan.arrange is None else _arrange(x, geometry, plan, plan.arrange)
     y = x.new_empty((tokens, geometry.rows))
-    sums = 2 * split.blocks * TILE_ROWS * variant.tokens if split.cuts else 0
-    partial = x.new_empty(sums, dtype=torch.float32)
-    _kernel(variant.program(geometry), shared)(
-        Launch((split.blocks, 1), variant.threads, shared, overlap=True), device,
+    partial = None
+    if split.cuts:
+        partial = x.new_empty(2 * split.blocks * TILE_ROWS * plan.variant.tokens, dtype=torch.float32)
+    plan.product(
+        plan.launch, device,
         matrix.stages, matrix.places, matrix.records, operands, bias, y, partial,
         geometry.rows, tokens, operands.shape[1], operands.stride(0), geometry.halves, split.chunk, exponent,
     )  # fmt: skip
-    if split.cuts and split.blocks > 1:
-        quads = TILE_ROWS * variant.tokens // 4
-        _kernel(variant.combine_program(geometry))(
-            Launch((split.blocks - 1, quads // _THREADS), _THREADS, overlap=True), device,
+    if plan.combine is not None:
+        plan.combine(
+            plan.combine_launch, device,
             partial, bias, y, geometry.rows, tokens,
             split.segments, split.token_tiles, split.units, split.chunk, split.blocks, exponent,
         )  # fmt: skip
     return y
 
 
-def kept_for(matrix: Matrix[Geometry]) -> int:
-    """Exceptions that a lane must hold (1, 2 or 4) for nearly all segments, if they are spread evenly."""
-    geometry = matrix.geometry
-    bytes_of_one = matrix.records.numel() / (geometry.strips * geometry.segments)
+@lru_cache(maxsize=1024)
+def kept_for(geometry: Geometry, record_bytes: int) -> int:
+    """Exceptions that a lane must hold (1, 2 or 4) for nearly all segments, if so many bytes are spread evenly."""
+    bytes_of_one = record_bytes / geometry.records
     mean = max(0.0, bytes_of_one - dict(geometry.macros)["RECORD_HEAD"]) / EXCEPTION_BYTES
     return next((kept for kept in (1, 2) if mean + 3 * mean**0.5 <= 32 * kept), 4)
 
@@ -92,14 +129,14 @@ def in_pieces(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
-def _arrange(x: torch.Tensor, geometry: Geometry, variant: Variant, split: Split) -> torch.Tensor:
-    """The activations as operand tiles [token tiles * halves, an even number][variant.tokens * 64], swizzled."""
+def _arrange(x: torch.Tensor, geometry: Geometry, plan: Plan, kernel: Kernel) -> torch.Tensor:
+    """The activations as operand tiles [token tiles * halves, an even number][tile's tokens * 64], swizzled."""
     if x.stride(1) != 1:
         x = x.contiguous()
     halves = geometry.halves + geometry.halves % 2
-    out = x.new_empty((split.token_tiles * halves, variant.tokens * _HALF_COLS))
+    out = x.new_empty((plan.split.token_tiles * halves, plan.variant.tokens * _HALF_COLS))
     pieces = out.numel() // 8
-    _kernel(variant.arrange_program(geometry))(
+    kernel(
         Launch((-(-pieces // _THREADS), 1), _THREADS, overlap=True), x.device,
         x, out, x.shape[0], geometry.cols, x.stride(0), halves, pieces,
     )  # fmt: skip

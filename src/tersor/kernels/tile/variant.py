@@ -111,21 +111,23 @@ class Variant:
         return (*before, self.program(geometry), self.combine_program(geometry))
 
 
-# The first of each size is used; the others are for bench/sweep_tile.py.
+# The first of each size is used, for large matrices LARGE; the others are for bench/sweep_tile.py.
 VARIANTS = {
-    16: (Variant(16, 1, 16, 4, 2, 6), Variant(16, 1, 8, 2, 1, 3, 2), Variant(16, 1, 8, 4, 2, 6)),
     32: (Variant(32, 1, 16, 4, 2, 4), Variant(32, 1, 8, 2, 1, 2, 2), Variant(32, 1, 8, 4, 2, 4)),
-    64: (Variant(64, 2, 16, 4, 2, 3), Variant(64, 2, 16, 2, 3, 4), Variant(64, 2, 8, 3, 2, 4)),
+    64: (Variant(64, 2, 16, 4, 2, 3), Variant(64, 2, 8, 3, 2, 4)),
     128: (Variant(128, 2, 8, 2, 2, 3), Variant(128, 2, 8, 3, 2, 2)),
-    256: (Variant(256, 2, 8, 2, 2, 4), Variant(256, 2, 8, 2, 4, 3)),
+    256: (Variant(256, 2, 8, 2, 4, 3), Variant(256, 2, 8, 2, 2, 4)),
 }
+# Two blocks per multiprocessor wait less, but the units of a smaller matrix do not come out even on so many.
+LARGE = {32: VARIANTS[32][1]}
+_LARGE_FROM = 1 << 26  # weights
 _DECODING = 64  # tokens' worth of time that a step costs whatever its tokens
 
 
-def variant_for(tokens: int) -> Variant:
-    """The build whose tiles waste least for this many tokens."""
-    for size, builds in VARIANTS.items():
-        if tokens <= size:
-            return builds[0]
-    size = min((256, 128), key=lambda n: -(-tokens // n) * (n + _DECODING))
-    return VARIANTS[size][0]
+def variant_for(tokens: int, geometry: Geometry) -> Variant:
+    """The build whose tiles waste least for this many tokens and a matrix of this size."""
+    size = next((n for n in VARIANTS if tokens <= n), None)
+    if size is None:
+        size = min((256, 128), key=lambda n: -(-tokens // n) * (n + _DECODING))
+    large = geometry.rows * geometry.cols >= _LARGE_FROM
+    return LARGE[size] if large and size in LARGE else VARIANTS[size][0]
