@@ -67,8 +67,8 @@ if with_tile:
             )
 for kind in (bench_spqr.FOUR_BITS, bench_spqr.THREE_BITS, replace(bench_spqr.FOUR_BITS, full_row=True)):
     own = bench_spqr.sample(130, 1600, kind)
-    builds: list[tuple[int, Variant | None]] = [(1, Variant(1, 8, 4, 2)), (8, Variant(8, 16, 4))]
-    for tokens, spqr_build in builds + [(20, None)] * with_tile:
+    few: list[tuple[int, Variant | None]] = [(1, Variant(1, 8, 4, 2)), (8, Variant(8, 16, 4))]
+    for tokens, spqr_build in few + [(20, None)] * with_tile:
         x = torch.randn(tokens, 1600, device="cuda", dtype=torch.bfloat16)
         y = spqr.linear(x, own.matrix, None, spqr_build)
         exact = x.double() @ own.weight.double().T
