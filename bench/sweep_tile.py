@@ -51,7 +51,7 @@ def sample(layout: str, rows: int, cols: int, device: torch.device) -> tuple[tor
 
 def compile_all(tokens: list[int], matrix: Matrix[Any], device: torch.device) -> None:
     """Every build, by all processors at once."""
-    kept = kept_for(matrix.geometry, matrix.records.numel())
+    kept = kept_for(matrix.geometry, matrix.places, matrix.records)
     chosen = {replace(build, kept=min(build.kept, kept)) for m in tokens for build in builds(m)}
     programs = {program for b in chosen for program in b.programs(matrix.geometry)}
     with ThreadPoolExecutor() as pool:

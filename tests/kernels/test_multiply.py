@@ -84,7 +84,7 @@ BORDERS: list[tuple[str, bool, dict[str, int | None]]] = [
     ("fast", False, {"fused": window_choice.FUSED_TOKENS, "decoded": None}),
     ("fast", True, {"fused": window_choice.TILE_TOKENS, "tile": tile.MOST_TOKENS, "decoded": None}),
     ("spqr", False, {"fused": spqr_choice.FUSED_TOKENS, "decoded": None}),
-    ("spqr", True, {"fused": spqr_choice.MAX_TOKENS, "tile": None}),
+    ("spqr", True, {"fused": spqr_choice.MAX_TOKENS, "tile": tile.MOST_TOKENS, "decoded": None}),
 ]
 
 
@@ -107,6 +107,20 @@ def test_nothing_else_is_fused(layout: str, took: Took) -> None:
     assert way(ways, layout, 0) == "decoded"
     assert way(ways, layout, 3, dtype=torch.float32) == "decoded"
     assert way(ways, layout, 300, dtype=torch.float16) == "decoded"
+
+
+@EVERY
+def test_a_bias_of_another_kind_is_not_read_as_bfloat16(layout: str, took: Took) -> None:
+    """The plain layer refuses it, so does this one; a strided one is taken."""
+    ways, (device, matrix) = took(True), LAYOUTS[layout]
+    x = torch.ones(3, COLS, dtype=torch.bfloat16)
+    for bias in (torch.ones(ROWS), torch.ones(ROWS + 1, dtype=torch.bfloat16)):
+        with pytest.raises(RuntimeError):
+            device.multiply(x, matrix, bias)
+    strided = torch.ones(2 * ROWS, dtype=torch.bfloat16)[::2]
+    ways.clear()
+    torch.testing.assert_close(device.multiply(x, matrix, strided), plain(x, WEIGHT, strided))
+    assert ways[0].startswith("fused")
 
 
 def test_exactly_means_decoded(took: Took) -> None:

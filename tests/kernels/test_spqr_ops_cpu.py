@@ -95,7 +95,7 @@ def test_linear_compiles_without_a_graph_break() -> None:
     assert torch.equal(compiled(x), linear(x, weight_of(q)))
 
 
-@pytest.mark.parametrize("gpu", [(132, 232448), (128, 101376)], ids=["h200", "small"])
+@pytest.mark.parametrize("gpu", [(132, 232448), (108, 166912), (128, 101376)], ids=["h200", "a100", "small"])
 @pytest.mark.parametrize("kind", [(2, 32, 2), (4, 32, 2), (3, 16, 2), (8, 16, 1), (8, 128, 1)], ids=str)
 def test_every_build_fits_its_gpu(gpu: tuple[int, int], kind: tuple[int, int, int]) -> None:
     multiprocessors, shared = gpu

@@ -185,11 +185,13 @@ def test_product_can_be_captured_and_compiled(tokens: int) -> None:
     assert torch.equal(compiled(x), expected)
 
 
-def test_products_one_after_another() -> None:
+@pytest.mark.parametrize("tokens", [20, 48, 100, 300])  # from 65 on activations are laid out beforehand
+@pytest.mark.parametrize("size", [1024, 4096])  # the larger one's tiles are cut
+def test_products_one_after_another(size: int, tokens: int) -> None:
     """Launches overlap; each must wait for what the one before writes."""
-    weights = [gaussian(1024, 1024) for _ in range(4)]
+    weights = [gaussian(size, size) for _ in range(4)]
     packed = [window.pack(weight) for weight in weights]
-    x = torch.randn(48, 1024, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(tokens, size, device="cuda", dtype=torch.bfloat16)
     for _ in range(10):
         ours, plain = x, x
         for weight, matrix in zip(weights, packed, strict=True):

@@ -73,14 +73,16 @@ def test_run_by_the_loop(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (TypeError("forward() got an unexpected keyword argument 'logits_to_keep'"), "WARNING"),
     ],
 )
+@pytest.mark.parametrize("where", ["__init__", "_prepare"])
 def test_what_the_loop_cannot_do_generate_does(
+    where: str,
     demo_model: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     error: Exception,
     level: str,
 ) -> None:
-    """Whatever is raised before the first token; and it is told."""
+    """Whatever is raised before the first token; it is told, and not tried again unless memory was short."""
     pytest.importorskip("transformers")
     generator = Generator(demo_model, "cpu")
     plain = generator.generate("A", max_new_tokens=5).tokens
@@ -89,10 +91,11 @@ def test_what_the_loop_cannot_do_generate_does(
         raise error
 
     monkeypatch.setattr(Generator, "_loops", lambda self: True)
-    monkeypatch.setattr(DecodeLoop, "_prepare", fail)
+    monkeypatch.setattr(DecodeLoop, where, fail)
     with caplog.at_level("INFO"):
         assert generator.generate("A", max_new_tokens=5).tokens == plain
     assert generator._loop is None
+    assert generator._loop_failed == (not isinstance(error, torch.OutOfMemoryError))
     (told,) = [record for record in caplog.records if record.name == "tersor.pipeline.generate"]
     assert told.levelname == level and str(error) in told.getMessage()
 

@@ -44,6 +44,7 @@ def _check(result: tuple[Any, ...], doing: str) -> Any:
     return values[0] if values else None
 
 
+@cache
 def architecture(device: torch.device) -> str:
     """The architecture to compile for on this device, as in "sm_90"."""
     major, minor = torch.cuda.get_device_capability(device)

@@ -52,8 +52,10 @@ class Ways(Generic[Own]):
         return fused.linear(x, matrix, bias, variant.tokens if variant else self.most, choose)
 
     def multiply(self, x: Tensor, matrix: Matrix[Own], bias: Tensor | None, exact: bool = False) -> Tensor:
-        """x (..., cols) of any dtype: (..., rows); decoded if `exact`, and where x is not bfloat16."""
+        """x (..., cols) of any dtype: (..., rows); decoded if `exact`, and where x or bias is not bfloat16."""
         flat = x.reshape(-1, matrix.geometry.cols)
-        if exact or x.dtype != torch.bfloat16 or not self.fuses(flat.shape[0], x.device):
+        plain = bias is None or (bias.dtype == torch.bfloat16 and bias.shape == (matrix.geometry.rows,))
+        if exact or x.dtype != torch.bfloat16 or not plain or not self.fuses(flat.shape[0], x.device):
             return torch.nn.functional.linear(x, fused.decode(matrix).to(x.dtype), bias)
-        return self.linear(flat, matrix, bias).view(*x.shape[:-1], matrix.geometry.rows)
+        y = self.linear(flat, matrix, bias if bias is None else bias.contiguous())
+        return y.view(*x.shape[:-1], matrix.geometry.rows)

@@ -79,6 +79,7 @@ class Generator:
         self.model = loaded.to(self.device).eval()
         self._exact = exact
         self._loop: DecodeLoop | None = None
+        self._loop_failed = False  # it would fail again
         lay_out(self.model, cast("Layout", layout), exact)
 
     @property
@@ -131,7 +132,9 @@ class Generator:
 
         Not where the plain model's bits are wanted: a static cache is attended to by other kernels.
         """
-        return self.device.startswith("cuda") and not self._exact and decodes_plainly(self.model)
+        if self._loop_failed or not self.device.startswith("cuda"):
+            return False
+        return not self._exact and decodes_plainly(self.model)
 
     def _greedy(self, ids: torch.Tensor, limit: int, streamer: Any) -> list[int] | None:
         """Up to `limit` tokens by the decode loop; None if it cannot give the first one.
@@ -146,12 +149,12 @@ class Generator:
         from tersor.pipeline.decode_loop import DecodeLoop
 
         needed = ids.shape[1] + limit
-        if self._loop is None or self._loop.length < needed:
-            self._loop = DecodeLoop(self.model, -(-needed // _CACHE_STEP) * _CACHE_STEP)
         ends = self.model.generation_config.eos_token_id
         stops = set(ends if isinstance(ends, list) else [ends])
-        tokens = self._loop.tokens(ids, limit)
         try:
+            if self._loop is None or self._loop.length < needed:
+                self._loop = DecodeLoop(self.model, -(-needed // _CACHE_STEP) * _CACHE_STEP)
+            tokens = self._loop.tokens(ids, limit)
             new = [next(tokens)]
         except TersorError:
             raise
@@ -163,6 +166,7 @@ class Generator:
                 type(self.model).__name__, type(error).__name__, error,
             )  # fmt: skip
             self._loop = None
+            self._loop_failed = not isinstance(error, torch.OutOfMemoryError)
             return None
         if streamer:
             streamer.put(ids.cpu())  # which it skips

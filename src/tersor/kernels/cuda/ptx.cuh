@@ -65,7 +65,8 @@ __device__ __forceinline__ const u16* element(const u16* of, u32 i) {
 __device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 
 // Programmatic dependent launch (sm_90): a kernel begins while the one before it ends. Until `previous_done`
-// it may only read what no kernel writes, the weights; and only from `let_next_begin` on may its successor start.
+// it may only read what no kernel writes, the weights, and write nothing; from `let_next_begin` on its successor may
+// start. At least one block of every kernel calls previous_done, so that whoever waits has waited for all before it.
 __device__ __forceinline__ void previous_done() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");

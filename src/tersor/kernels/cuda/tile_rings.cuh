@@ -34,7 +34,6 @@ constexpr u32 WHOLE = 0x10;
 
 struct Barriers {
     u32 stage_full, stage_empty, a_full, a_empty, x_full, x_empty;
-    static constexpr int BYTES = 2 * (STAGES + A_SLOTS + X_SLOTS) * 8;
 
     __device__ __forceinline__ Barriers(u32 begin)
         : stage_full(begin), stage_empty(stage_full + STAGES * 8), a_full(stage_empty + STAGES * 8),

@@ -54,9 +54,7 @@ __device__ __forceinline__ void wgmma_pin(float (&d)[N]) {
 #define TEXTS8 TEXT0 ", " TEXT1 ", " TEXT2 ", " TEXT3 ", " TEXT4 ", " TEXT5 ", " TEXT6 ", " TEXT7
 
 __device__ __forceinline__ void wgmma(float (&d)[WIDTH / 2], u32 a, u32 b) {
-#if TOKENS == 16
-    WGMMA("n16", TEXT0, "8", "9", "10", SUMS8(0));
-#elif TOKENS == 32
+#if TOKENS == 32
     WGMMA("n32", TEXTS2, "16", "17", "18", SUMS16(0));
 #elif TOKENS == 64
     WGMMA("n64", TEXTS4, "32", "33", "34", SUMS32(0));

@@ -58,7 +58,7 @@ class Decoding:
     `warps` share a multiprocessor and the table. `slot`: bytes kept for a tile's streams, which FORMAT.md lets
     grow to 6144; longer ones are read where they are. Exponents take 1400, what float16 and float8 code twice that.
     `overlap`: blocks are placed while the kernel before ends (sm_90). `early`: they read the stored arrays then, too,
-    which must not be that kernel's results.
+    which must not be the results of a kernel that may still run.
     """
 
     kind: int

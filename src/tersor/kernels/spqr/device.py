@@ -14,7 +14,7 @@ decode = fused.decode
 
 def fuses(tokens: int, device: torch.device) -> bool:
     """Whether `linear` is the fastest way to multiply this many tokens on this device."""
-    return 0 < tokens <= FUSED_TOKENS or (tokens > 0 and tile.supported(device))
+    return 0 < tokens <= FUSED_TOKENS or tile.fastest(tokens, device)
 
 
 _ways = Ways(MAX_TOKENS, MAX_TOKENS, fuses, variant_for)

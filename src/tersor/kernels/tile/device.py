@@ -90,7 +90,7 @@ def tile_linear(
     The result does not depend on when blocks run; it does depend on `variant` and on how many tokens there are.
     """
     geometry, tokens, device = matrix.geometry, x.shape[0], x.device
-    kept = kept_for(geometry, matrix.records.numel())
+    kept = kept_for(geometry, matrix.places, matrix.records)
     plan = planned(geometry, tokens, kept, variant, multiprocessors(device))
     split, exponent = plan.split, matrix.unit + plan.weight_shift
     operands = in_pieces(x) if plan.arrange is None else _arrange(x, geometry, plan, plan.arrange)
@@ -112,12 +112,19 @@ def tile_linear(
     return y
 
 
-@lru_cache(maxsize=1024)
-def kept_for(geometry: Geometry, record_bytes: int) -> int:
-    """Exceptions that a lane must hold (1, 2 or 4) for nearly all segments, if so many bytes are spread evenly."""
-    bytes_of_one = record_bytes / geometry.records
-    mean = max(0.0, bytes_of_one - dict(geometry.macros)["RECORD_HEAD"]) / EXCEPTION_BYTES
+def kept_for(geometry: Geometry, places: torch.Tensor, records: torch.Tensor) -> int:
+    """Exceptions that a lane must hold (1, 2 or 4) for nearly all segments, if they are spread evenly.
+
+    Rows of a joint matrix come with all of its records, and with a view of all places, which tells how many.
+    """
+    number = places.untyped_storage().nbytes() // places.itemsize - 1
+    mean = max(0.0, records.numel() / number - _record_head(geometry)) / EXCEPTION_BYTES
     return next((kept for kept in (1, 2) if mean + 3 * mean**0.5 <= 32 * kept), 4)
+
+
+@lru_cache(maxsize=1024)
+def _record_head(geometry: Geometry) -> int:
+    return dict(geometry.macros)["RECORD_HEAD"]
 
 
 def in_pieces(x: torch.Tensor) -> torch.Tensor:

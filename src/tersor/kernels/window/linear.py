@@ -26,19 +26,19 @@ def variant_for(tokens: int, geometry: Geometry, multiprocessors: int, shared: i
     """The build that is fastest for this many tokens on an H200 (dev/BENCHMARKS.md) and fits into `shared` bytes."""
     if tokens > MAX_TOKENS:
         raise ValueError(f"{tokens} tokens: the fused product takes at most {MAX_TOKENS}")
-    if tokens > _FEW:
-        most = 32 if tokens > 16 else 16
-        twice = Variant(16, 8, 2, blocks_per_sm=2, slice_spans=1)
-        if most == 16 and twice.shared(STAGE_BYTES) <= shared:
-            return twice
-        widest = 16 if most == 16 else 12  # 32 tokens take more registers
-        sizes = (Variant(most, warps, 2, slice_spans=1, buffers=1) for warps in range(widest, 2, -2))
-        return next(variant for variant in sizes if variant.shared(STAGE_BYTES) <= shared)
 
     def fits(variant: Variant) -> bool:
         """All of its blocks at once; a block may have nearly all of a multiprocessor's shared memory."""
         return variant.shared(STAGE_BYTES) * variant.blocks_per_sm <= shared
 
+    if tokens > _FEW:
+        most = 32 if tokens > 16 else 16
+        twice = Variant(16, 8, 2, blocks_per_sm=2, slice_spans=1)
+        if most == 16 and fits(twice):
+            return twice
+        widest = 16 if most == 16 else 12  # 32 tokens take more registers
+        sizes = (Variant(most, warps, 2, slice_spans=1, buffers=1) for warps in range(widest, 2, -2))
+        return next(variant for variant in sizes if fits(variant))
     most = 1 << (tokens - 1).bit_length()
     one_wave = replace(_ONE_WAVE, tokens=most)
     if (
