@@ -36,7 +36,7 @@ FEW: dict[str, tuple[Any, Any]] = {"fast": (window, window_linear), "spqr": (spq
 
 def builds(tokens: int) -> list[Variant]:
     """Worth trying: those of the smallest tile that holds the tokens, for many tokens of the two largest."""
-    sizes = [n for n in VARIANTS if tokens <= n < 2 * tokens] or list(VARIANTS)[-2:]
+    sizes = [n for n in VARIANTS if tokens <= n][:1] or list(VARIANTS)[-2:]
     return [build for n in sizes for build in VARIANTS[n]]
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from at_once import at_once
 from tersor.format.constants import CODEC_HUFFMAN
 from tersor.format.manifest import TensorEntry
 from tersor.nn import CompressedLinear, ahead, compress, lay_out, restore
@@ -187,11 +188,7 @@ def test_threads_that_meet_in_a_block_share_nothing_and_spoil_nothing() -> None:
 
     for _ in range(3):
         results.clear()
-        threads = [threading.Thread(target=call, args=(index,)) for index in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(call)
         assert all(torch.equal(results[index], plain(inputs[index])) for index in range(2))
         assert idle(model) and batches(model)[0].together
     with Operators() as operators, torch.no_grad():

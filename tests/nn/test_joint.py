@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from at_once import at_once
 from tersor.format.errors import UsageError
 from tersor.nn import compress, lay_out, restore
 from tersor.nn.joint import MAX_TOKENS, Joint, Part
@@ -190,11 +191,7 @@ def test_threads_that_meet_share_nothing_and_spoil_nothing(entry: Any) -> None:
 
     for _ in range(3):
         results.clear()
-        threads = [threading.Thread(target=call, args=(index,)) for index in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(call)
         assert all(same(results[index], plain(inputs[index])) for index in range(2))
         assert joint(module).together and joint(module).ready is None
     with Products() as products:
