@@ -2,7 +2,7 @@
 //
 // window_rows     per row and segment: the base, and how many exceptions it leaves
 // (the host adds them up to `places` and makes room)
-// window_blocks   per block: fragment bytes and code words
+// window_blocks   per block: its lanes' words
 // window_records  per segment: their record
 #include "ptx.cuh"
 
@@ -41,10 +41,12 @@ window_rows(const u16* __restrict__ w,  // [rows][cols], one block of threads pe
 }
 
 constexpr int BLOCK_THREADS = 256;
+constexpr u32 PIECE = (1u << PIECE_BITS) - 1;
 
-// Sixteen weights of one row, from column `c` on: fillers' raw bytes and codes where there is none or an exception.
+// Sixteen weights of one row, from column `c` on, 11 bits each (sign, code, mantissa): fillers, which are 0, where there
+// is none or an exception.
 struct Row {
-    u32 raw[16], code[16];
+    u32 bits[16];
 
     __device__ __forceinline__ void load(const u16* w, const u8* bases, int row, int c, int rows, int cols, int segments) {
         const int base = row < rows ? bases[(long long)row * segments + c / SEGMENT_COLS] : MIN_BASE;
@@ -52,9 +54,7 @@ struct Row {
 #pragma unroll
         for (int k = 0; k < 16; k++) {
             const u32 v = row < rows && c + k < cols ? own[c + k] : (u32)base << 7;
-            const bool filler = outside(v, base);
-            raw[k] = filler ? 0 : v >> 8 & 0x80 | v & 0x7f;
-            code[k] = filler ? 0 : exponent(v) - base;
+            bits[k] = outside(v, base) ? 0 : v >> 5 & 0x400 | (exponent(v) - base) << 7 | v & 0x7f;
         }
     }
 };
@@ -69,26 +69,27 @@ window_blocks(const u16* __restrict__ w, const u8* __restrict__ base, u8* __rest
     Row halves[2];
     halves[0].load(w, base, row, col, rows, cols, segments);
     halves[1].load(w, base, row + 8, col, rows, cols, segments);
-    constexpr int shifts[5] = {7, 4, 1, 10, 13};
-    u32 raw[8] = {}, words[3] = {};
+    u32 words[WORDS] = {};
 #pragma unroll
     for (int j = 0; j < 16; j++) {  // pair j = 4 i + r: row r % 2, columns 4 i + r / 2 * 2 + {0, 1}
 #pragma unroll
         for (int p = 0; p < 2; p++) {
-            const int i = j / 4, r = j % 4, k = 4 * i + r / 2 * 2 + p;
-            raw[j / 2] |= halves[r % 2].raw[k] << (j % 2 * 16 + p * 8);
-            const u32 code = halves[r % 2].code[k];
-            if (j < 15)
-                words[j / 5] |= code << (shifts[j % 5] + 16 * p);
-            else
-                for (int bit = 0; bit < 3; bit++) words[bit] |= (code >> bit & 1) << (16 * p);
+            const u32 bits = halves[j % 2].bits[j / 4 * 4 + j % 4 / 2 * 2 + p];
+            const int half = 16 * p, k = j - WORDS;
+            if (j < WORDS) {
+                words[j] |= ((bits & 0x400) << 5 | bits & 0x3ff) << half;
+            } else {
+                words[2 * k] |= (bits >> PIECE_BITS & PIECE) << (PIECE_AT + half);
+                words[2 * k + 1] |= (bits & PIECE) << (PIECE_AT + half);
+                words[WORDS - 1] |= bits >> 10 << (14 - k + half);
+            }
         }
     }
     out += (long long)number * BLOCK_BYTES;
-    *(uint4*)(out + lane * 16) = make_uint4(raw[0], raw[1], raw[2], raw[3]);
-    *(uint4*)(out + 512 + lane * 16) = make_uint4(raw[4], raw[5], raw[6], raw[7]);
-    *(uint2*)(out + CODES_AT + lane * 8) = make_uint2(words[0], words[1]);
-    *(u32*)(out + LAST_CODES_AT + lane * 4) = words[2];
+    *(uint4*)(out + lane * 16) = make_uint4(words[0], words[1], words[2], words[3]);
+    *(uint4*)(out + 512 + lane * 16) = make_uint4(words[4], words[5], words[6], words[7]);
+    *(uint2*)(out + PAIR_AT + lane * 8) = make_uint2(words[8], words[9]);
+    *(u32*)(out + LAST_AT + lane * 4) = words[10];
 }
 
 extern "C" __global__ void __launch_bounds__(TILE_ROWS * WARP)

@@ -1,15 +1,14 @@
 """The `fast` layout: lossless bfloat16 at about 11.4 bits per weight that a product can read at full speed.
 
 Entropy coding is the smallest form of a weight but a slow one to multiply from: every code's place
-depends on all codes before it. Here every weight sits at a fixed place in 11 bits: a byte of sign and
+depends on all codes before it. Here every weight sits at a fixed place in 11 bits: sign,
 mantissa, and a 3-bit code, its exponent minus a *base*. Eight neighbouring exponents hold 98 to 99 % of
 a trained row; the rest are *exceptions*: their place holds the filler +2^base, and a
 list gives their true values.
 
 **Blocks.** Strips of 16 rows are cut into blocks of 16 x 64, column-padded with fillers. A
-block is 1408 bytes, in the order in which `mma.m16n8k16` wants its A operand, so that
-decoding a pair of weights is a shift, a PRMT and two LOP3. Lane (g, t) = (lane / 4, lane % 4) owns rows
-g and g + 8 and columns 16 t to 16 t + 15; step i = 0..3 multiplies its columns 16 t + 4 i + {0, 1, 2, 3}:
+block is 1408 bytes, in the order in which `mma.m16n8k16` wants its A operand. Lane (g, t) = (lane / 4, lane % 4) owns
+rows g and g + 8 and columns 16 t to 16 t + 15; step i = 0..3 multiplies its columns 16 t + 4 i + {0, 1, 2, 3}:
 
     register  row    columns           A[g][k], B[k] are permuted alike, so the k of the instruction need
     r = 0     g      4 i + {0, 1}      not be neighbours in memory: a lane reads 16 consecutive
@@ -17,13 +16,23 @@ g and g + 8 and columns 16 t to 16 t + 15; step i = 0..3 multiplies its columns 
         2     g      4 i + {2, 3}
         3     g + 8  4 i + {2, 3}
 
-    bytes      what
-    0          [2][32 lanes][16]  sign (bit 7) and mantissa; a lane's 32 bytes in order of (i, r, pair)
-    1024       [32 lanes][8]      code words 0 and 1
-    1280       [32 lanes][4]      code word 2
+Its 16 pairs j = 4 i + r of weights are eleven words of 32 bits, the first of a pair in the lower half. Most stand
+where a register wants them, so that one LOP3 (mask, exponent 120) makes an operand of a word:
 
-Pair j = 4 i + r of codes (first of the pair in the low, second in the high half of a word) is in word
-j / 5 at bit SHIFTS[j % 5] of each half; the three bits of pair 15 are the bit 0 of the three words.
+    half of a word     15          14 ... 10           9 8 7     6 ... 0
+    word j = 0..10     sign of j   a piece of another  code of j mantissa of j
+
+    pieces, k = 0..4   word 2 k: bits 9 to 5 (code, upper mantissa) of pair 11 + k; word 2 k + 1: its bits 4 to 0;
+                       bit 14 - k of word 10: its sign
+
+so eleven pairs take one instruction and five take six. (A byte of sign and mantissa beside words of codes, which
+was the layout first, took four to five for each, and 64 integer operations per cycle and multiprocessor are what a
+Hopper has.)
+
+    bytes      what
+    0          [2][32 lanes][16]  words 0 to 3, 4 to 7
+    1024       [32 lanes][8]      words 8, 9
+    1280       [32 lanes][4]      word 10
 
 **Records** (`fused.layout`) tell after the running counts, from byte 32 on, the bases of the segment's 16 rows as
 uint8; an exception's 16 bits are the bfloat16 itself. The base of a row in a segment is the smallest one that leaves
@@ -49,10 +58,10 @@ from tersor.kernels.fused.layout import (
 
 BLOCK_COLS = 64  # half a stage
 BLOCK_BYTES = STRIP_ROWS * BLOCK_COLS * 11 // 8  # 1408, a multiple of the 128 bytes of a cache line
-CODES_AT = STRIP_ROWS * BLOCK_COLS  # byte in a block at which the code words begin
-LAST_CODES_AT = CODES_AT + 32 * 8
+QUADS_AT, PAIR_AT, LAST_AT = (0, 512), 1024, 1280  # bytes in a block: words 0 to 3, 4 to 7; 8, 9; 10
+WORDS = 11  # of a lane
+PIECE_AT, PIECE_BITS = 10, 5  # what a word holds of another pair
 WINDOW = 8  # exponents that a 3-bit code tells apart
-SHIFTS = (7, 4, 1, 10, 13)  # bit of the pairs 5 w + 0..4 in word w; 7 is a bfloat16's lowest exponent bit
 MIN_BASE, MAX_BASE = 1, 240  # exponent 0 has no implicit one; 2^base must stay a float32 in the epilogue
 BASES_AT = RUNNING_BYTES
 RECORD_HEAD = BASES_AT + STRIP_ROWS
@@ -89,8 +98,11 @@ MACROS = (
     ("LAYOUT", 0),
     ("BLOCK_COLS", BLOCK_COLS),
     ("BLOCK_BYTES", BLOCK_BYTES),
-    ("CODES_AT", CODES_AT),
-    ("LAST_CODES_AT", LAST_CODES_AT),
+    ("PAIR_AT", PAIR_AT),
+    ("LAST_AT", LAST_AT),
+    ("WORDS", WORDS),
+    ("PIECE_AT", PIECE_AT),
+    ("PIECE_BITS", PIECE_BITS),
     ("WINDOW", WINDOW),
     ("MIN_BASE", MIN_BASE),
     ("MAX_BASE", MAX_BASE),

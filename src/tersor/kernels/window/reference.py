@@ -14,18 +14,24 @@ from tersor.kernels.window.layout import (
     BASES_AT,
     BLOCK_BYTES,
     BLOCK_COLS,
-    CODES_AT,
-    LAST_CODES_AT,
+    LAST_AT,
     MAX_BASE,
     MIN_BASE,
+    PAIR_AT,
+    PIECE_AT,
+    PIECE_BITS,
+    QUADS_AT,
     RECORD_HEAD,
-    SHIFTS,
     WINDOW,
+    WORDS,
     Geometry,
 )
 
 U16 = NDArray[np.uint16]
-_FULL_PAIRS = 15  # pairs of codes that lie in one piece; the sixteenth is spread over three words
+U32 = NDArray[np.uint32]
+_PAIRS = 16  # of a lane
+_PIECE = (1 << PIECE_BITS) - 1
+_LOADS = ((0, 4), (4, 8), (8, 10), (10, 11))  # words that a lane loads at a time
 
 
 @dataclass(frozen=True)
@@ -60,10 +66,10 @@ def pack(weight: U16) -> Window:
         base[:, k] = choose_base(exponents[:, k * SEGMENT_COLS : (k + 1) * SEGMENT_COLS])
     code = exponents.astype(np.int16) - base.repeat(SEGMENT_COLS, axis=1)[:, :cols]
     outside = (code < 0) | (code >= WINDOW)
-    padded = np.zeros((2, geometry.strips * STRIP_ROWS, geometry.padded_cols), np.uint8)
-    padded[0, :rows, :cols] = np.where(outside, 0, weight >> 8 & 0x80 | weight & 0x7F)
-    padded[1, :rows, :cols] = np.where(outside, 0, code)
-    blocks = _pack_blocks(_to_fragments(padded[0]), _to_fragments(padded[1]))
+    padded = np.zeros((geometry.strips * STRIP_ROWS, geometry.padded_cols), np.uint16)
+    bits = weight >> 5 & 0x400 | code.astype(np.uint16) << 7 | weight & 0x7F  # sign, code, mantissa: 11
+    padded[:rows, :cols] = np.where(outside, 0, bits)
+    blocks = _pack_blocks(_to_fragments(padded))
     records = [_pack_record(weight[r, c], outside[r, c], base[r, k]) for r, c, k in _segments(geometry)]
     places = np.zeros(len(records) + 1, np.int32)
     places[1:] = np.cumsum([len(record) // ALIGN for record in records])
@@ -73,11 +79,8 @@ def pack(weight: U16) -> Window:
 def unpack(window: Window) -> U16:
     """The bit patterns (rows, cols) of the matrix."""
     geometry = Geometry(window.rows, window.cols)
-    raw, code = _unpack_blocks(window.blocks)
-    raw, code = (_from_fragments(part, geometry)[: window.rows, : window.cols] for part in (raw, code))
-    weight = ((raw.astype(np.uint16) & 0x80) << 8 | code.astype(np.uint16) << 7 | raw & 0x7F).astype(
-        np.uint16
-    )
+    bits = _from_fragments(_unpack_blocks(window.blocks), geometry)[: window.rows, : window.cols]
+    weight: U16 = (bits & 0x400) << 5 | bits & 0x3FF
     for k, (r, c, _) in enumerate(_segments(geometry)):
         part = weight[r, c]
         record = window.records[ALIGN * window.places[k] : ALIGN * window.places[k + 1]]
@@ -113,7 +116,7 @@ def _exceptions(record: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[n
     return row, (entries & (SEGMENT_COLS - 1)).astype(np.int64), (entries >> 16).astype(np.uint16)
 
 
-def _to_fragments(matrix: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _to_fragments(matrix: U16) -> U16:
     """(rows, cols) -> (strip * block, lane, 16 pairs j = 4 i + r, 2)."""
     strips, blocks = matrix.shape[0] // STRIP_ROWS, matrix.shape[1] // BLOCK_COLS
     #                        strip  r%2 g   block  t  i  r/2 pair
@@ -121,39 +124,47 @@ def _to_fragments(matrix: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return axes.transpose(0, 3, 2, 4, 5, 6, 1, 7).reshape(strips * blocks, 32, 16, 2)
 
 
-def _from_fragments(fragments: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
+def _from_fragments(fragments: U16, geometry: Geometry) -> U16:
     """The inverse of `_to_fragments`."""
     axes = fragments.reshape(geometry.strips, geometry.blocks, 8, 4, 4, 2, 2, 2)
     return axes.transpose(0, 6, 2, 1, 3, 4, 5, 7).reshape(-1, geometry.padded_cols)
 
 
-def _pack_blocks(raw: NDArray[np.uint8], code: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    n = len(raw)
-    words = np.zeros((n, 32, 3), np.uint32)
-    for half in range(2):
-        for j in range(_FULL_PAIRS):
-            words[:, :, j // 5] |= code[:, :, j, half].astype(np.uint32) << (SHIFTS[j % 5] + 16 * half)
-        for bit in range(3):
-            words[:, :, bit] |= (code[:, :, 15, half].astype(np.uint32) >> bit & 1) << (16 * half)
-    out = np.empty((n, BLOCK_BYTES), np.uint8)
-    out[:, :CODES_AT] = raw.reshape(n, 32, 2, 16).transpose(0, 2, 1, 3).reshape(n, CODES_AT)
-    little = words.astype("<u4")
-    out[:, CODES_AT:LAST_CODES_AT] = np.ascontiguousarray(little[:, :, :2]).view(np.uint8).reshape(n, -1)
-    out[:, LAST_CODES_AT:] = np.ascontiguousarray(little[:, :, 2]).view(np.uint8).reshape(n, -1)
-    return out.reshape(-1)
+def _pack_blocks(bits: U16) -> NDArray[np.uint8]:
+    """Fragments of 11 bits each -> bytes."""
+    words = np.zeros((len(bits), 32, WORDS, 2), np.uint16)  # their halves
+    for j in range(_PAIRS):
+        pair = bits[:, :, j]
+        if j < WORDS:
+            words[:, :, j] |= (pair & 0x400) << 5 | pair & 0x3FF
+            continue
+        k = j - WORDS
+        words[:, :, 2 * k] |= (pair >> PIECE_BITS & _PIECE) << PIECE_AT
+        words[:, :, 2 * k + 1] |= (pair & _PIECE) << PIECE_AT
+        words[:, :, WORDS - 1] |= pair >> 10 << (14 - k)
+    return _rows_of_lanes(words.astype("<u2").view("<u4")[..., 0])
 
 
-def _unpack_blocks(blocks: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    block = blocks.reshape(-1, BLOCK_BYTES)
-    n = len(block)
-    raw = block[:, :CODES_AT].reshape(n, 2, 32, 16).transpose(0, 2, 1, 3).reshape(n, 32, 16, 2)
-    words = np.empty((n, 32, 3), np.uint32)
-    words[:, :, :2] = np.ascontiguousarray(block[:, CODES_AT:LAST_CODES_AT]).view("<u4").reshape(n, 32, 2)
-    words[:, :, 2] = np.ascontiguousarray(block[:, LAST_CODES_AT:]).view("<u4")
-    code = np.zeros((n, 32, 16, 2), np.uint8)
-    for half in range(2):
-        for j in range(_FULL_PAIRS):
-            code[:, :, j, half] = words[:, :, j // 5] >> (SHIFTS[j % 5] + 16 * half) & 7
-        for bit in range(3):
-            code[:, :, 15, half] |= ((words[:, :, bit] >> (16 * half) & 1) << bit).astype(np.uint8)
-    return raw, code
+def _rows_of_lanes(words: U32) -> NDArray[np.uint8]:
+    """(blocks, 32 lanes, 11 words) -> bytes, in rows of what the lanes load together."""
+    rows = [words[:, :, first:last].reshape(len(words), -1) for first, last in _LOADS]
+    return np.concatenate(rows, axis=1).view(np.uint8).reshape(-1)
+
+
+def _unpack_blocks(blocks: NDArray[np.uint8]) -> U16:
+    """The inverse of `_pack_blocks`."""
+    block = blocks.reshape(-1, BLOCK_BYTES).view("<u4")
+    rows = np.split(block, [at // 4 for at in (*QUADS_AT[1:], PAIR_AT, LAST_AT)], axis=1)
+    words = np.concatenate([row.reshape(len(block), 32, -1) for row in rows], axis=2)
+    halves = np.ascontiguousarray(words).view("<u2").reshape(len(block), 32, WORDS, 2)
+    bits = np.empty((len(block), 32, _PAIRS, 2), np.uint16)
+    for j in range(_PAIRS):
+        if j < WORDS:
+            half = halves[:, :, j]
+            bits[:, :, j] = half >> 5 & 0x400 | half & 0x3FF
+            continue
+        k = j - WORDS
+        upper, lower = (halves[:, :, 2 * k + i] >> PIECE_AT & _PIECE for i in (0, 1))
+        sign = halves[:, :, WORDS - 1] >> (14 - k) & 1
+        bits[:, :, j] = sign << 10 | upper << PIECE_BITS | lower
+    return bits
