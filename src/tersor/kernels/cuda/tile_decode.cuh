@@ -62,6 +62,13 @@ struct Patches {
     }
 };
 
+__device__ __forceinline__ void zero(u32 (&a)[4][4]) {
+#pragma unroll
+    for (u32(&step)[4] : a)
+#pragma unroll
+        for (u32& pair : step) pair = 0;
+}
+
 // One of DECODERS warps; those of a strip take turns. `stages`: of the run.
 __device__ __forceinline__ void decode_tiles(const Weights& w, const u8* areas, u32 operands, const Barriers& barriers,
                                              int decoder, int stages) {
@@ -94,8 +101,15 @@ __device__ __forceinline__ void decode_tiles(const Weights& w, const u8* areas, 
             constexpr int LAST = STEP_HALVES - 1;
             const u32 filled = barriers.a_full + out.number * 8;
             const u32 rows = operands + out.number * A_BYTES + h % STEP_HALVES * TILE_BYTES;
-            u32 a[4][4] = {};
-            if (h == 0 || note.x & WHOLE) stage.half_bf16(a, h);
+            u32 a[4][4];
+            if (h == 0 || note.x & WHOLE)
+                stage.half_bf16(a, h);
+            else
+                zero(a);
+            if (h == 1) {  // all of the area is in registers
+                __syncwarp();
+                if (lane == 0) mbarrier_arrive(free);
+            }
             if (h % STEP_HALVES == 0) mbarrier_wait(filled + A_SLOTS * 8, out.parity ^ 1);
             store_shared_16(rows + piece, a[0][0], a[0][2], a[1][0], a[1][2]);
             store_shared_16(rows + other, a[2][0], a[2][2], a[3][0], a[3][2]);
@@ -107,10 +121,7 @@ __device__ __forceinline__ void decode_tiles(const Weights& w, const u8* areas, 
             for (int i = LAST; i >= 0; i--) patches.apply(rows - i * TILE_BYTES, first + h - i, lane);
             shared_stores_done();
             __syncwarp();
-            if (lane == 0) {
-                mbarrier_arrive(filled);
-                if (h == 1) mbarrier_arrive(free);
-            }
+            if (lane == 0) mbarrier_arrive(filled);
             out.advance(h == 1 ? (PARTS - 1) * STAGE_STEPS + 1 : 1);
         }
     }

@@ -24,10 +24,9 @@ constexpr int BEHIND = TOKENS <= 64 ? 0 : 1;
 constexpr int AREAS_AT = A_SLOTS * A_BYTES + X_SLOTS * X_BYTES;
 constexpr int BARRIERS_AT = AREAS_AT + STAGES * STRIPS * AREA_BYTES;
 
-// A warpgroup.
+// Warpgroup `group`: known to be the same in all lanes, so that what it tells the tensor cores is reckoned once for a warp.
 __device__ __forceinline__ void consume(const Weights& w, const Output& out, float4* partial, u32 operands_a, u32 operands_x,
-                                        const Barriers& b, int begin, int end) {
-    const int group = GROUPS == 1 ? 0 : threadIdx.x / 128;  // 0 is known to be the same in all lanes, as descriptors must be
+                                        const Barriers& b, int begin, int end, int group) {
     const u32 a_tiles = descriptor(operands_a + group * BLOCKS_OF_64 * 64 * ROW_BYTES), x_tiles = descriptor(operands_x);
     const bool leader = threadIdx.x % WARP == 0;
     float sums[BLOCKS_OF_64][WIDTHS][WIDTH / 2];
@@ -117,7 +116,7 @@ tile_linear(const u8* __restrict__ weights, const int* __restrict__ places, cons
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
 #endif
         const Output out{bias, y, rows, tokens, __int_as_float((127 + exponent) << 23)};
-        consume(w, out, partial, base, operands_x, barriers, begin, end);
+        consume(w, out, partial, base, operands_x, barriers, begin, end, GROUPS == 1 ? 0 : warp / 4);
     } else if (warp < CONSUMERS + DECODERS) {
 #if CONSUMER_REGISTERS
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(DECODER_REGISTERS));

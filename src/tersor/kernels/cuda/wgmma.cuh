@@ -6,8 +6,7 @@
 #pragma once
 #include "ptx.cuh"
 
-// Tokens of one instruction. 256 would have to be compiled with at least 154 registers for every warp of the kernel.
-constexpr int WIDTH = TOKENS < 128 ? TOKENS : 128, WIDTHS = TOKENS / WIDTH;
+constexpr int WIDTH = INSTRUCTION_TOKENS, WIDTHS = TOKENS / WIDTH;  // tokens of one instruction
 constexpr int ROW_BYTES = 128;                 // of an operand tile
 constexpr u32 DESCRIPTOR = 1u << 30            // upper word: 128-byte swizzle
                          | 64;                 // 8 rows are 64 x 16 bytes
@@ -54,9 +53,9 @@ __device__ __forceinline__ void wgmma_pin(float (&d)[N]) {
 #define TEXTS8 TEXT0 ", " TEXT1 ", " TEXT2 ", " TEXT3 ", " TEXT4 ", " TEXT5 ", " TEXT6 ", " TEXT7
 
 __device__ __forceinline__ void wgmma(float (&d)[WIDTH / 2], u32 a, u32 b) {
-#if TOKENS == 32
+#if INSTRUCTION_TOKENS == 32
     WGMMA("n32", TEXTS2, "16", "17", "18", SUMS16(0));
-#elif TOKENS == 64
+#elif INSTRUCTION_TOKENS == 64
     WGMMA("n64", TEXTS4, "32", "33", "34", SUMS32(0));
 #else
     WGMMA("n128", TEXTS8, "64", "65", "66", SUMS64(0));

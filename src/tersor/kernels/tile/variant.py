@@ -12,10 +12,7 @@ _HALF_BYTES = 64 * 2  # of a row
 _STRIPS = TILE_ROWS // STRIP_ROWS
 _STRIP_ALIGN = STRIP_ROWS * _HALF_BYTES  # bytes; where operand tiles begin
 _NOTE_BYTES = 16
-# Of a consumer, a decoder, a feeder, from so many tokens on, whose sums leave too few otherwise. Five warpgroups are
-# launched with 96 registers each.
-_REGISTERS_FROM = _HALF_STEPS_FROM = 256
-_REGISTERS = (160, 64, 32)
+_REGISTERS = 1 << 16  # of a multiprocessor
 _ARRANGED_FROM = 128
 _FEEDER_TOKENS = 16  # of a warp that brings activations as they are
 
@@ -25,6 +22,8 @@ class Variant:
     """One build: `tokens` of a tile, consumer warpgroups, decoding warps, depth of the three rings.
 
     `stages`: compressed stages of each strip; `a_slots`, `x_slots`: operand tiles of `step_halves` x 64 columns.
+    `step_halves`: halves of a stage that are multiplied at a time, both where there is room for two such steps.
+    `registers`: of a consumer, a decoder and a feeder, where sums leave too few for all alike; else zeros.
     `kept`: exceptions of a segment that a lane holds in registers; more are slow.
     """
 
@@ -35,12 +34,9 @@ class Variant:
     a_slots: int
     x_slots: int
     blocks_per_sm: int = 1
+    step_halves: int = 2
+    registers: tuple[int, int, int] = (0, 0, 0)
     kept: int = 4
-
-    @property
-    def registers(self) -> tuple[int, int, int]:
-        """Of a consumer, a decoder and a feeder where they differ; else zeros."""
-        return _REGISTERS if self.tokens >= _REGISTERS_FROM else (0, 0, 0)
 
     @property
     def arranged(self) -> bool:
@@ -48,9 +44,9 @@ class Variant:
         return self.tokens >= _ARRANGED_FROM
 
     @property
-    def step_halves(self) -> int:
-        """Halves of a stage that are multiplied at a time: both, where there is room for two such steps."""
-        return 1 if self.tokens >= _HALF_STEPS_FROM else 2
+    def instruction_tokens(self) -> int:
+        """Tokens that are multiplied by one instruction: 128 want at least 90 registers at launch, 256 want 154."""
+        return min(self.tokens, 128 if self.threads * 90 <= _REGISTERS else 64)
 
     @property
     def threads(self) -> int:
@@ -74,6 +70,7 @@ class Variant:
         return (
             *geometry.macros,
             ("TOKENS", self.tokens),
+            ("INSTRUCTION_TOKENS", self.instruction_tokens),
             ("GROUPS", self.groups),
             ("DECODERS", self.decoders),
             ("STAGES", self.stages),
@@ -111,12 +108,25 @@ class Variant:
         return (*before, self.program(geometry), self.combine_program(geometry))
 
 
+# Launched with 72 registers a thread, or 96.
+_MANY_DECODERS, _MANY_SUMS = (104, 64, 32), (160, 64, 32)
 # The first of each size is used, for large matrices LARGE; the others are for bench/sweep_tile.py.
 VARIANTS = {
     32: (Variant(32, 1, 16, 4, 2, 4), Variant(32, 1, 8, 2, 1, 2, 2), Variant(32, 1, 8, 4, 2, 4)),
-    64: (Variant(64, 2, 16, 4, 2, 3), Variant(64, 2, 8, 3, 2, 4)),
-    128: (Variant(128, 2, 8, 2, 2, 3), Variant(128, 2, 8, 3, 2, 2)),
-    256: (Variant(256, 2, 8, 2, 4, 3), Variant(256, 2, 8, 2, 2, 4)),
+    64: (
+        Variant(64, 2, 16, 4, 2, 3),
+        Variant(64, 1, 16, 4, 2, 3, registers=(112, 64, 56)),
+        Variant(64, 2, 8, 3, 2, 4),
+    ),
+    128: (
+        Variant(128, 2, 8, 2, 2, 3),
+        Variant(128, 2, 16, 4, 4, 3, step_halves=1, registers=_MANY_DECODERS),
+        Variant(128, 2, 8, 3, 4, 4, step_halves=1),
+    ),
+    256: (
+        Variant(256, 2, 8, 2, 4, 3, step_halves=1, registers=_MANY_SUMS),
+        Variant(256, 2, 8, 2, 2, 4, step_halves=1, registers=_MANY_SUMS),
+    ),
 }
 # Two blocks per multiprocessor wait less, but the units of a smaller matrix do not come out even on so many.
 LARGE = {32: VARIANTS[32][1]}
