@@ -80,7 +80,7 @@ def unpack(window: Window) -> U16:
     """The bit patterns (rows, cols) of the matrix."""
     geometry = Geometry(window.rows, window.cols)
     bits = _from_fragments(_unpack_blocks(window.blocks), geometry)[: window.rows, : window.cols]
-    weight: U16 = (bits & 0x400) << 5 | bits & 0x3FF
+    weight: U16 = ((bits & 0x400) << 5 | bits & 0x3FF).astype(np.uint16)
     for k, (r, c, _) in enumerate(_segments(geometry)):
         part = weight[r, c]
         record = window.records[ALIGN * window.places[k] : ALIGN * window.places[k + 1]]
