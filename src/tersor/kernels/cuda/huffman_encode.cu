@@ -13,7 +13,7 @@ constexpr int VECTOR = 16 / sizeof(Element);  // elements of a load
 // What the kernels hand on, apart from what is stored; zeroed.
 struct Work {
     u64 counts[SYMBOLS];
-    u64 units;         // of all tiles, 16 bytes each
+    u64 units;           // of all tiles, 16 bytes each
     u32 counted, sized;  // blocks that are done
     u32 codes[SYMBOLS];  // first bit lowest, length << 16
 };
@@ -38,6 +38,7 @@ __device__ __forceinline__ u32 symbol_in(const uint4& v, int i) {  // a constant
 // Whether all streams begin at multiples of 16 bytes, and end there.
 __device__ __forceinline__ bool is_aligned(const Element* w, int cols) { return (u64)w % 16 == 0 && cols % VECTOR == 0; }
 
+// use(symbol, i) for each symbol of a stream, i even or odd.
 template <typename Use>
 __device__ __forceinline__ void each_symbol(const Element* from, int width, bool aligned, Use use) {
     if (aligned) {
@@ -45,11 +46,11 @@ __device__ __forceinline__ void each_symbol(const Element* from, int width, bool
         for (int i = 0; i < width; i += VECTOR) {
             const uint4 v = __ldg((const uint4*)(from + i));
 #pragma unroll
-            for (int k = 0; k < VECTOR; k++) use(symbol_in(v, k));
+            for (int k = 0; k < VECTOR; k++) use(symbol_in(v, k), k);
         }
     } else {
 #pragma unroll 8
-        for (int i = 0; i < width; i++) use(symbol_of(__ldg(from + i)));
+        for (int i = 0; i < width; i++) use(symbol_of(__ldg(from + i)), i);
     }
 }
 
@@ -140,7 +141,7 @@ huffman_size(const Element* __restrict__ w, Work* work,
         int bits = 0;
         if (lane < tile.streams)
             each_symbol(tile.stream(w, lane, cols), tile.stream_width(lane), is_aligned(w, cols),
-                        [&](u32 symbol) { bits += code[symbol] >> 16; });
+                        [&](u32 symbol, int) { bits += code[symbol] >> 16; });
         const int bytes = ceil_div(bits, 8);
         lengths[(long long)number * WARP + lane] = bytes;
         const int sum = running_sum(bytes, lane);
@@ -208,17 +209,18 @@ huffman_write(const Element* __restrict__ w, const Work* __restrict__ work, cons
         u32* at = (u32*)streams + (end - length) / 4;
         int have = (end - length) % 4 * 8;
         u64 bits = 0;
-        each_symbol(tile.stream(w, lane, cols), tile.stream_width(lane), aligned, [&](u32 symbol) {
+        each_symbol(tile.stream(w, lane, cols), tile.stream_width(lane), aligned, [&](u32 symbol, int i) {
             const u32 one = code[symbol];
             bits |= (u64)(one & 0xffff) << have;
             have += one >> 16;
-            if (have >= 32) {
+            if (i % 2 && have >= 32) {  // 31 bits and two codes go into 64
                 atomicOr(at++, (u32)bits);
                 bits >>= 32;
                 have -= 32;
             }
         });
-        if (have) atomicOr(at, (u32)bits);
+        if (have > 0) atomicOr(at, (u32)bits);
+        if (have > 32) atomicOr(at + 1, (u32)(bits >> 32));
     }
     __syncwarp();
     if (RAW) write_raw(begin, tile, tile.corner(w, cols), cols, aligned);
