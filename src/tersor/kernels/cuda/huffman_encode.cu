@@ -7,6 +7,7 @@
 // Between the last two the host makes room: only then the sum of the sizes is known.
 #include "huffman.cuh"
 #include "huffman_book.cuh"
+#include "sums.cuh"
 
 constexpr int VECTOR = 16 / sizeof(Element);  // elements of a load
 
@@ -96,38 +97,6 @@ __device__ __forceinline__ void load_codes(u32* shared, const u32* codes) {
     __syncthreads();
 }
 
-// Sizes at offsets[1], offsets[2], ... to offsets, by one block; returns their sum. Each warp takes a row of sizes.
-__device__ __forceinline__ u64 add_up(u32* offsets, int count) {
-    constexpr int ITEMS = 16;  // per lane, in flight at once
-    __shared__ int sums[WARPS];
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    u64 carry = 0;
-    for (long long first = 0; first < count; first += WARPS * WARP * ITEMS) {
-        const long long begin = first + warp * WARP * ITEMS + lane;
-        int ends[ITEMS], sum = 0;
-#pragma unroll
-        for (int k = 0; k < ITEMS; k++)
-            ends[k] = begin + k * WARP < count ? (int)__ldcg(offsets + 1 + begin + k * WARP) : 0;
-#pragma unroll
-        for (int k = 0; k < ITEMS; k++) {
-            ends[k] = sum + running_sum(ends[k], lane);
-            sum = __shfl_sync(ALL_LANES, ends[k], WARP - 1);
-        }
-        if (lane == 0) sums[warp] = sum;
-        __syncthreads();
-        u64 before = carry;
-        for (int other = 0; other < WARPS; other++) {
-            before += other < warp ? sums[other] : 0;
-            carry += sums[other];
-        }
-#pragma unroll
-        for (int k = 0; k < ITEMS; k++)
-            if (begin + k * WARP < count) offsets[1 + begin + k * WARP] = (u32)before + ends[k];
-        __syncthreads();
-    }
-    return carry;
-}
-
 extern "C" __global__ void __launch_bounds__(WARPS * WARP)
 huffman_size(const Element* __restrict__ w, Work* work,
              u8* __restrict__ lengths,  // [tiles][32]
@@ -148,7 +117,7 @@ huffman_size(const Element* __restrict__ w, Work* work,
         if (lane == WARP - 1) offsets[number + 1] = (tile.body + align_up(sum)) / ALIGN;
     }
     if (!is_last_block(&work->sized)) return;
-    const u64 units = add_up(offsets, count);
+    const u64 units = add_up<WARPS>(offsets, count, [](u32 units) { return units; });
     if (threadIdx.x == 0) {
         offsets[0] = 0;
         work->units = units;
