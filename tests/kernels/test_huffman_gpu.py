@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -68,8 +69,36 @@ def test_fibonacci_counts_give_the_longest_codes() -> None:
     check((exponents << 7).view(torch.bfloat16).reshape(64, 256))
 
 
-def test_a_large_matrix() -> None:
-    check(gaussian((4096, 4096), torch.bfloat16))
+@pytest.mark.parametrize("kind", ["alike", "few", "steep", "flat"])
+@pytest.mark.parametrize("symbols", [2, 3, 30, 255, 256])
+def test_the_code_of_any_counts(symbols: int, kind: str) -> None:
+    """Package-merge on the GPU breaks ties as the reference does, and meets the limit of 12 bits as it does."""
+    generator = np.random.default_rng(symbols)
+    counts = {
+        "alike": np.full(symbols, 64),
+        "few": generator.integers(1, 4, symbols),
+        "steep": np.exp2(np.linspace(0, 15, symbols)).astype(np.int64),
+        "flat": generator.integers(50, 60, symbols),
+    }[kind]
+    exponents = np.repeat(generator.permutation(256)[:symbols], counts).astype(np.uint16)
+    generator.shuffle(exponents)
+    check(torch.from_numpy((exponents << 7).view(np.int16)).view(torch.bfloat16))
+
+
+@pytest.mark.parametrize("shape", [(4096, 4096), (5000, 4100), (20, 70000)], ids=str)
+def test_a_large_matrix(shape: tuple[int, int]) -> None:
+    check(gaussian(shape, torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", ops.TORCH_DTYPES.values(), ids=str)
+@pytest.mark.parametrize("first", [1, 3, 8])
+def test_a_weight_that_begins_anywhere(first: int, dtype: torch.dtype) -> None:
+    """A slice of a larger tensor: whole sixteen bytes are read only where they are aligned."""
+    whole = gaussian((first + 48 * 512,), dtype)
+    ours = torch.ops.tersor.huffman_encode(whole.cuda()[first:].view(48, 512))
+    reference = torch.ops.tersor.huffman_encode(whole[first:].clone().view(48, 512))
+    for got, expected in zip(ours, reference, strict=True):
+        assert bits(got) == bits(expected)
 
 
 @pytest.mark.parametrize("dtype", ops.TORCH_DTYPES.values(), ids=str)

@@ -41,7 +41,7 @@ def programs(architecture: str) -> Iterator[Program]:
         for entry in _HUFFMAN:
             yield huffman_program(entry, Decoding.fitting(kind, shared))
     yield dfloat11.Decoding.fitting(shared).program
-    for entry in ("window_rows", "window_blocks", "window_records"):
+    for entry in ("window_rows", "window_places", "window_blocks", "window_records"):
         yield Program("window_pack.cu", entry, MACROS)
     yield window_rows.PROGRAM
     yield Program("decode.cu", "decode", MACROS)

@@ -124,4 +124,10 @@ struct Tile {
     __device__ __forceinline__ int stream_width(int stream) const {
         return min(STREAM, width - stream % streams_per_row * STREAM);
     }
+    __device__ __forceinline__ const Element* corner(const Element* w, int cols) const {
+        return w + (long long)row * cols + col;
+    }
+    __device__ __forceinline__ const Element* stream(const Element* w, int stream, int cols) const {
+        return corner(w, cols) + (long long)(stream / streams_per_row) * cols + stream % streams_per_row * STREAM;
+    }
 };

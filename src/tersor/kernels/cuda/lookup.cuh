@@ -10,19 +10,9 @@
 // and y = 0 where the first code has more than 12 bits. Integer instructions count, so shift counts are used as they
 // stand (shifts look at five bits only) and a word of symbols is stored after every look-up, full or not.
 #pragma once
-#include "ptx.cuh"
+#include "sums.cuh"
 
 constexpr int TABLE = 1 << MAX_CODE_BITS;
-
-// Inclusive sum over the lanes up to this one.
-__device__ __forceinline__ int running_sum(int v, int lane) {
-#pragma unroll
-    for (int step = 1; step < WARP; step *= 2) {
-        const int left = __shfl_up_sync(ALL_LANES, v, step);
-        v += lane >= step ? left : 0;
-    }
-    return v;
-}
 
 struct Expansion {
     u16 single[TABLE];  // per index its first code: symbol | length << 8, length 0 if it is longer than the index

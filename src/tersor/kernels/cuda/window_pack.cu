@@ -1,10 +1,11 @@
 // A bfloat16 matrix to the `fast` layout (window/layout.py), in three passes over it.
 //
 // window_rows     per row and segment: the base, and how many exceptions it leaves
-// (the host adds them up to `places` and makes room)
+// window_places   where each record begins, by one block
+// (the host makes room)
 // window_blocks   per block: its lanes' words
 // window_records  per segment: their record
-#include "ptx.cuh"
+#include "sums.cuh"
 
 __device__ __forceinline__ int exponent(u32 v) { return v >> 7 & 0xff; }
 __device__ __forceinline__ bool outside(u32 v, int base) { return (u32)(exponent(v) - base) >= WINDOW; }
@@ -15,6 +16,7 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS)
 window_rows(const u16* __restrict__ w,  // [rows][cols], one block of threads per row and segment
             u8* __restrict__ base,      // [rows][segments]
             int* __restrict__ counts,   // [rows][segments]
+            u32* __restrict__ places,   // [1 + records], zeroed: behind the first, each record's exceptions
             int cols, int segments) {
     __shared__ int histogram[SYMBOLS];
     __shared__ int most, best;
@@ -36,8 +38,17 @@ window_rows(const u16* __restrict__ w,  // [rows][cols], one block of threads pe
     __syncthreads();
     if (thread == 0) {
         base[blockIdx.x] = best;
-        counts[blockIdx.x] = stop - first - most;
+        const int exceptions = stop - first - most;
+        counts[blockIdx.x] = exceptions;
+        atomicAdd(places + 1 + blockIdx.x / segments / TILE_ROWS * segments + blockIdx.x % segments, (u32)exceptions);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(ROW_THREADS)
+window_places(u32* places, int records) {
+    add_up<ROW_THREADS / WARP>(places, records, [](u32 exceptions) {
+        return (RECORD_HEAD + (u32)sizeof(u32) * exceptions + ALIGN - 1) / ALIGN;
+    });
 }
 
 constexpr int BLOCK_THREADS = 256;

@@ -1,8 +1,8 @@
 """Decode and encode the huffman codec's tiles on the GPU; FORMAT.md section 3 says what they hold.
 
 The results are those of `tersor.codec`, bit for bit. Decoding neither waits for the GPU nor
-allocates anything but its result, so CUDA graphs can capture it. Encoding waits twice: a code is
-made from the counts of all symbols, and the stored size is known only when the code is.
+allocates anything but its result, so CUDA graphs can capture it. Encoding waits once: the code is made
+on the GPU, too, but how much memory the result takes is known only when every tile's size is.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
 
-import numpy as np
 import torch
 
-from tersor.codec.huffman import canonical_codes, code_lengths
 from tersor.codec.packed import check_reach
 from tersor.format.constants import ALIGN, MAX_CODE_BITS, STREAM, SYMBOLS, TAIL, TILE_COLS, TILE_ROWS
 from tersor.format.dtypes import KINDS
@@ -30,7 +28,9 @@ MATRICES = 8  # decoded by one launch at most
 _MOST_WARPS, _FEWEST_WARPS = 12, SYMBOLS // 32  # of huffman_decode; a thread per symbol begins the table
 _ROW_WARPS = 12
 _ROW_BLOCKS = 2  # per multiprocessor; each builds the table once
-_ENCODE_WARPS = 8
+_COUNT_THREADS = 2 * SYMBOLS  # BOOK_THREADS in huffman_book.cuh
+_COUNT_BLOCKS = 4  # per multiprocessor
+_SIZE_WARPS, _WRITE_WARPS = 8, 4
 _TABLE_BYTES = 8 << MAX_CODE_BITS
 _BEHIND = 256  # bytes behind the last slot that a damaged stream may run into
 _STREAM_BYTES = STREAM + 12  # a lane's symbols and room for noise (ROW_WORDS in huffman.cuh)
@@ -49,6 +49,17 @@ class _Matrix(ctypes.Structure):
 
 class _Matrices(ctypes.Structure):
     _fields_ = (("at", _Matrix * MATRICES), ("count", ctypes.c_int), ("tiles", ctypes.c_int))
+
+
+class _Work(ctypes.Structure):
+    """`struct Work` of huffman_encode.cu."""
+
+    _fields_ = (
+        ("counts", ctypes.c_uint64 * SYMBOLS),
+        ("units", ctypes.c_uint64),
+        ("done", ctypes.c_uint32 * 2),
+        ("codes", ctypes.c_uint32 * SYMBOLS),
+    )
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,7 @@ class Decoding:
 def program(entry: str, decoding: Decoding) -> Program:
     """The program of an entry point."""
     source = "huffman_decode.cu" if entry.startswith("huffman_decode") else "huffman_encode.cu"
-    warps = decoding.warps if source == "huffman_decode.cu" else _ENCODE_WARPS
+    warps = decoding.warps if source == "huffman_decode.cu" else _SIZE_WARPS
     constants = (
         ("KIND", decoding.kind),
         ("WARPS", warps),
@@ -96,6 +107,9 @@ def program(entry: str, decoding: Decoding) -> Program:
         ("MATRICES", MATRICES),
         ("MATRICES_BYTES", ctypes.sizeof(_Matrices)),
         ("EARLY", int(decoding.early)),
+        ("WRITE_WARPS", _WRITE_WARPS),
+        ("WORK_BYTES", ctypes.sizeof(_Work)),
+        ("TAIL", TAIL),
     )
     return Program(source, entry, constants)
 
@@ -175,26 +189,25 @@ def encode(weight: torch.Tensor, dtype: str) -> Stored:
     """The stored form (tiles, offsets, book) of a contiguous CUDA tensor."""
     grid, device = Grid.of(weight.shape), weight.device
     kind = Decoding.fitting(KINDS[dtype], shared_limit(device))
-    counts = torch.zeros(SYMBOLS, dtype=torch.int64, device=device)
+    work = torch.zeros(ctypes.sizeof(_Work) // 8, dtype=torch.int64, device=device)
+    book = torch.empty(SYMBOLS, dtype=torch.uint8, device=device)
     blocks, tail = divmod(weight.numel(), _COUNT_BLOCK)
-    spread = Launch((min(4 * multiprocessors(device), blocks + 1), 1), 512)
-    _kernel("huffman_count", kind)(spread, device, weight, counts, blocks, tail)
-    book = code_lengths(counts.cpu().numpy())
-    codes = canonical_codes(book).astype(np.int32) | book.astype(np.int32) << 16
-    on_device = torch.from_numpy(codes).to(device)
-    per_tile = Launch((-(-grid.tiles // _ENCODE_WARPS), 1), 32 * _ENCODE_WARPS)
+    spread = Launch((min(_COUNT_BLOCKS * multiprocessors(device), blocks + 1), 1), _COUNT_THREADS)
+    _kernel("huffman_count", kind)(spread, device, weight, work, book, blocks, tail)
+    offsets = torch.empty(grid.tiles + 1, dtype=torch.uint32, device=device)
     lengths = torch.empty((grid.tiles, 32), dtype=torch.uint8, device=device)
-    sizes = torch.empty(grid.tiles, dtype=torch.int32, device=device)
     matrix = (grid.rows, grid.cols, grid.tiles)
-    _kernel("huffman_size", kind)(per_tile, device, weight, on_device, lengths, sizes, *matrix)
-    offsets = torch.zeros(grid.tiles + 1, dtype=torch.int64, device=device)
-    torch.cumsum(sizes, 0, out=offsets[1:])
-    units = int(offsets[-1])
+    _kernel("huffman_size", kind)(
+        _a_warp_each(grid.tiles, _SIZE_WARPS), device, weight, work, lengths, offsets, *matrix
+    )
+    units = int(work[_Work.units.offset // 8])  # waits
     check_reach(units, tuple(weight.shape))
-    tiles = torch.zeros(units * ALIGN + TAIL, dtype=torch.uint8, device=device)
-    offsets = offsets.to(torch.int32)
-    _kernel("huffman_write", kind)(per_tile, device, weight, on_device, lengths, offsets, tiles, *matrix)
-    torch.cuda.current_stream(
-        device
-    ).synchronize()  # before a kernel that overlaps its predecessor may read it
-    return tiles, offsets.view(torch.uint32), torch.from_numpy(book).to(device)
+    tiles = torch.empty(units * ALIGN + TAIL, dtype=torch.uint8, device=device)
+    _kernel("huffman_write", kind)(
+        _a_warp_each(grid.tiles, _WRITE_WARPS), device, weight, work, lengths, offsets, tiles, *matrix
+    )
+    return tiles, offsets, book
+
+
+def _a_warp_each(tiles: int, warps: int) -> Launch:
+    return Launch((-(-tiles // warps), 1), 32 * warps)

@@ -10,11 +10,11 @@ from tersor.format.constants import ALIGN
 from tersor.kernels.compiler import Program
 from tersor.kernels.fused import device as fused
 from tersor.kernels.fused.device import Matrix
-from tersor.kernels.fused.layout import EXCEPTION_BYTES, STRIP_ROWS
+from tersor.kernels.fused.layout import STRIP_ROWS
 from tersor.kernels.launcher import Kernel, Launch
 from tersor.kernels.multiply import Ways
 from tersor.kernels.tile import device as tile
-from tersor.kernels.window.layout import MACROS, RECORD_HEAD, Geometry
+from tersor.kernels.window.layout import MACROS, Geometry
 from tersor.kernels.window.linear import FUSED_TOKENS, MAX_TOKENS, TILE_TOKENS, variant_for
 
 _ROW_THREADS = 256
@@ -35,16 +35,12 @@ def pack(weight: torch.Tensor) -> Matrix[Geometry]:
     geometry, device = Geometry(rows, cols), weight.device
     base = weight.new_empty((rows, geometry.segments), dtype=torch.uint8)
     counts = weight.new_empty((rows, geometry.segments), dtype=torch.int32)
+    places = weight.new_zeros(geometry.records + 1, dtype=torch.int32)
     _pack_kernel("window_rows")(
         Launch((rows * geometry.segments, 1), _ROW_THREADS),
-        device,
-        weight,
-        base,
-        counts,
-        cols,
-        geometry.segments,
-    )
-    places = _places(counts, geometry)
+        device, weight, base, counts, places, cols, geometry.segments,
+    )  # fmt: skip
+    _pack_kernel("window_places")(Launch((1, 1), _ROW_THREADS), device, places, geometry.records)
     blocks = weight.new_empty(geometry.stage_total, dtype=torch.uint8)
     number = geometry.strips * geometry.blocks
     _pack_kernel("window_blocks")(
@@ -60,15 +56,6 @@ def pack(weight: torch.Tensor) -> Matrix[Geometry]:
         device
     ).synchronize()  # before a kernel that overlaps its predecessor may read it
     return Matrix(geometry, blocks, places, records)
-
-
-def _places(counts: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    """Where each record begins (records + 1,), from the exceptions of each row and segment."""
-    pad = geometry.strips * STRIP_ROWS - geometry.rows
-    padded = torch.nn.functional.pad(counts, (0, 0, 0, pad))
-    of_record = padded.view(geometry.strips, STRIP_ROWS, geometry.segments).sum(1)
-    units = (RECORD_HEAD + EXCEPTION_BYTES * of_record + ALIGN - 1) // ALIGN
-    return torch.nn.functional.pad(units.reshape(-1).cumsum(0), (1, 0)).to(torch.int32)
 
 
 def fuses(tokens: int, device: torch.device) -> bool:
