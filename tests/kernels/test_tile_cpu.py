@@ -27,11 +27,11 @@ _BLOCK_SHARED = 227 * 1024
 def test_split_gives_every_unit_to_one_block(rows: int, tokens: int, segments: int, places: int) -> None:
     split = choose(rows, tokens, segments, 128, places)
     assert split.units == -(-rows // TILE_ROWS) * -(-tokens // 128) * segments
-    begins = [split.begin(block) for block in range(split.blocks + 1)]
+    begins = [split.begin(block) for block in range(split.clusters + 1)]
     assert begins[0] == 0
     assert begins[-1] == split.units
     runs = np.diff(begins)
-    assert 1 <= split.blocks <= places
+    assert 1 <= split.clusters <= places
     assert runs.min() >= 1  # nobody is launched for nothing
     assert runs.max() - runs.min() <= split.chunk
     assert split.cuts or all(begin % segments == 0 for begin in begins)
@@ -44,7 +44,7 @@ def test_every_tile_is_written_once_from_all_of_its_parts(split: Split) -> None:
     """tile_linear's and tile_combine's bookkeeping (cuda/tile_work.cuh)."""
     stored: dict[int, tuple[int, int]] = {}  # number of a part -> its units
     written: dict[int, list[tuple[int, int]]] = {}  # tile -> its parts, in order
-    for block in range(split.blocks):
+    for block in range(split.clusters):
         unit, end = split.begin(block), split.begin(block + 1)
         while unit < end:
             tile, first = divmod(unit, split.segments)
@@ -56,7 +56,7 @@ def test_every_tile_is_written_once_from_all_of_its_parts(split: Split) -> None:
                 assert number not in stored
                 stored[number] = (unit, unit + last - first)
             unit += last - first
-    for x in range(split.blocks - 1):
+    for x in range(split.clusters - 1):
         start = split.begin(x + 1)
         tile = start // split.segments
         begin = tile * split.segments
@@ -65,7 +65,7 @@ def test_every_tile_is_written_once_from_all_of_its_parts(split: Split) -> None:
         assert tile not in written
         parts = [stored.pop(2 * x + 1)]
         block = x + 1
-        while block < split.blocks and split.begin(block) < begin + split.segments:
+        while block < split.clusters and split.begin(block) < begin + split.segments:
             parts.append(stored.pop(2 * block))
             block += 1
         written[tile] = parts

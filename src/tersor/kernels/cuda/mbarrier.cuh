@@ -45,5 +45,24 @@ __device__ __forceinline__ void bulk_copy(u32 to, const void* from, int bytes, u
                  "l"(from), "r"(bytes), "r"(barrier)
                  : "memory");
 }
+// The same for barriers and memory of other blocks of the cluster, by addresses of `address_of_rank`.
+__device__ __forceinline__ void mbarrier_arrive_at(u32 barrier) {
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive_expect_at(u32 barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cluster.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void bulk_copy_at(u32 to, u32 from, int bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "r"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+// From global memory to the same place, and barrier, of every block of the cluster whose bit is set in `ranks`.
+__device__ __forceinline__ void bulk_copy_to_all(u32 to, const void* from, int bytes, u32 barrier, u16 ranks) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(to),
+        "l"(from), "r"(bytes), "r"(barrier), "h"(ranks)
+        : "memory");
+}
 // What this thread stored to shared memory, for bulk copies and wgmma to see.
 __device__ __forceinline__ void shared_stores_done() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -54,6 +54,14 @@ __device__ __forceinline__ void load_matrices_transposed(u32 (&d)[4], u32 addres
                  : "memory");
 }
 
+// Of an 8 x 8 matrix of 16-bit elements, of which lane l has elements 2 (l % 4) and one more of row l / 4: the same of
+// its transpose.
+__device__ __forceinline__ u32 transposed(u32 pair) {
+    u32 d;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(d) : "r"(pair));
+    return d;
+}
+
 // &of[i] in two instructions; left to itself the compiler makes four of it.
 __device__ __forceinline__ const u16* element(const u16* of, u32 i) {
     const u16* at;
@@ -145,11 +153,14 @@ __device__ __forceinline__ u32 fma_f16x2(u32 a, u32 b, u32 c) {
 __device__ __forceinline__ void cluster_sync() {
     asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
 }
-__device__ __forceinline__ float load_of_rank(const float* mine, int rank) {
+__device__ __forceinline__ u32 address_of_rank(u32 mine, int rank) {
     u32 address;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(mine), "r"(rank));
+    return address;
+}
+__device__ __forceinline__ float load_of_rank(const float* mine, int rank) {
     float value;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(mine)), "r"(rank));
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address_of_rank(shared_address(mine), rank)) : "memory");
     return value;
 }
 #endif

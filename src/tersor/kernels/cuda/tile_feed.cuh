@@ -1,40 +1,9 @@
-// The way of tile_linear's feeders through a run, and the warp that asks for compressed weights, by bulk copies.
+// The warp of tile_linear that asks for compressed weights, by bulk copies.
 //
 // Bulk copies cost their thread a few instructions whatever their size, and the fence by which stores are shown to the
 // tensor cores does not wait for them, as it does for cp.async of the same thread.
 #pragma once
 #include "tile_rings.cuh"
-
-// The way through the segments of a block's run.
-struct Cursor {
-    int left, strip, token_tile, segment;  // left: units
-
-    __device__ __forceinline__ Cursor(const Weights& w, int begin, int end, int strip) : left(end - begin) {
-        const int tile = begin / w.split.segments;
-        segment = begin % w.split.segments;
-        token_tile = tile % w.token_tiles;
-        this->strip = tile / w.token_tiles * STRIPS + strip;
-    }
-    __device__ __forceinline__ void advance(const Weights& w) {
-        left--;
-        if (++segment < w.split.segments) return;
-        segment = 0;
-        if (++token_tile < w.token_tiles) return;
-        token_tile = 0;
-        strip += STRIPS;
-    }
-    // In rows beyond the last strip it is decoded again; they are written nowhere.
-    __device__ __forceinline__ int existing(const Weights& w) const { return min(strip, w.strips - 1); }
-    __device__ __forceinline__ int halves(const Weights& w) const {
-        return min(w.halves - segment * SEGMENT_HALVES, SEGMENT_HALVES);
-    }
-    // Of the record and its end, in units of ALIGN bytes.
-    __device__ __forceinline__ int2 place(const Weights& w) const {
-        if (left <= 0) return make_int2(0, 0);
-        const int* entry = w.places + (long long)existing(w) * w.split.segments + segment;
-        return make_int2(__ldg(entry), __ldg(entry + 1));
-    }
-};
 
 // A lane per strip. The record comes with each of the first PARTS stages of its segment.
 __device__ __forceinline__ void feed_weights(const Weights& w, u8* areas, const Barriers& b, int begin, int end) {

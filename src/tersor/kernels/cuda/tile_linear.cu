@@ -10,7 +10,7 @@
 //
 // They meet in three rings (tile_rings.cuh). Decoding costs the same whatever TOKENS is, and happens once for all.
 #include "tile_decode.cuh"
-#include "wgmma.cuh"
+#include "tile_sums.cuh"
 #if ARRANGED
 #include "tile_feed_arranged.cuh"
 #else
@@ -29,7 +29,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, flo
                                         const Barriers& b, int begin, int end, int group) {
     const u32 a_tiles = descriptor(operands_a + group * BLOCKS_OF_64 * 64 * ROW_BYTES), x_tiles = descriptor(operands_x);
     const bool leader = threadIdx.x % WARP == 0;
-    float sums[BLOCKS_OF_64][WIDTHS][WIDTH / 2];
+    Sums sums;
     Turn<A_SLOTS> turn_a;
     Turn<X_SLOTS> turn_x;
     int unit = begin;
@@ -38,10 +38,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, flo
         const int tile = unit / w.split.segments, first = unit % w.split.segments;
         const int last = min(w.split.segments, first + end - unit);
         const int steps = (w.stages_before(unit + last - first) - w.stages_before(unit)) * STAGE_STEPS;
-#pragma unroll
-        for (int m = 0; m < BLOCKS_OF_64; m++)
-#pragma unroll
-            for (int i = 0; i < TOKENS / 2; i++) sums[m][i / (WIDTH / 2)][i % (WIDTH / 2)] = 0;
+        sums.clear();
         u32 read_a = 0, read_x = 0;  // the step that is done
 #pragma unroll 1
         for (int k = 0; k < steps; k++) {
@@ -52,12 +49,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, flo
             wgmma_begin();
 #pragma unroll
             for (int i = 0; i < STEP_HALVES * 4; i++)
-#pragma unroll
-                for (int m = 0; m < BLOCKS_OF_64; m++)
-#pragma unroll
-                    for (int n = 0; n < WIDTHS; n++)
-                        wgmma(sums[m][n], a + (i / 4 * TILE_BYTES + m * 64 * ROW_BYTES >> 4) + i % 4 * DESCRIPTOR_STEP,
-                              x + (i / 4 * X_TILE_BYTES + n * WIDTH * ROW_BYTES >> 4) + i % 4 * DESCRIPTOR_STEP);
+                sums.add(a + (i / 4 * TILE_BYTES >> 4) + i % 4 * DESCRIPTOR_STEP, x + (i / 4 * X_TILE_BYTES >> 4) + i % 4 * DESCRIPTOR_STEP);
             wgmma_commit();
             wgmma_wait<BEHIND>();
             if (leader && k >= BEHIND) mbarrier_arrive(b.a_empty + read_a * 8), mbarrier_arrive(b.x_empty + read_x * 8);
@@ -67,22 +59,8 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, flo
         }
         wgmma_wait<0>();
         if (leader && BEHIND) mbarrier_arrive(b.a_empty + read_a * 8), mbarrier_arrive(b.x_empty + read_x * 8);
-        const bool whole = first == 0 && last == w.split.segments;
-        float4* own = partial + (long long)(2 * blockIdx.x + (first == 0)) * QUADS + threadIdx.x;
-#pragma unroll
-        for (int m = 0; m < BLOCKS_OF_64; m++) {
-#pragma unroll
-            for (int j = 0; j < TOKENS / 8; j++) {
-                float(&part)[WIDTH / 2] = sums[m][j / (WIDTH / 8)];
-                if (j % (WIDTH / 8) == 0) wgmma_pin(part);
-                const int i = j % (WIDTH / 8) * 4;
-                const float4 four = make_float4(part[i], part[i + 1], part[i + 2], part[i + 3]);
-                if (whole)
-                    out.write(tile / w.token_tiles, tile % w.token_tiles, Quad(threadIdx.x, m, j), four);
-                else
-                    own[(m * (TOKENS / 8) + j) * GROUPS * 128] = four;
-            }
-        }
+        float4* part = partial + (long long)(2 * blockIdx.x + (first == 0)) * QUADS;
+        sums.hand_over(out, part, first == 0 && last == w.split.segments, tile / w.token_tiles, tile % w.token_tiles);
         unit += last - first;
     }
 }

@@ -1,10 +1,12 @@
-// How tile_linear's work is dealt out, and what becomes of a tile's sums (kernels/tile/split.py says the same).
+// How the work of products for many tokens is dealt out, and what becomes of a tile's sums (kernels/tile/split.py says
+// the same).
 //
-// A *tile* is TALL rows x TOKENS tokens of y; a *unit* a segment (512 columns) of a tile. Units are counted with
-// segments innermost, then tiles of tokens, then tiles of rows, and block b of B takes units begin(b) to begin(b + 1):
-// nearly equal runs, so that nobody waits for a last wave. A run that holds all of a tile writes y. Otherwise the tile
-// is cut: its blocks leave sums in `partial`, which tile_combine adds in the order of the columns. A block has at most
-// two such parts: that of a tile begun before it (number 2 b), that of a tile left to the next (2 b + 1).
+// A *tile* is TALL rows x TOKENS tokens of y, one block's, times CLUSTER_ROWS and CLUSTER_TOKENS where blocks work in
+// clusters; a *unit* a segment (512 columns) of a tile. Units are counted with segments innermost, then tiles of tokens,
+// then tiles of rows, and cluster b of B takes units begin(b) to begin(b + 1): nearly equal runs, so that nobody waits
+// for a last wave. A run that holds all of a tile writes y. Otherwise the tile is cut: its blocks leave sums in
+// `partial`, which tile_combine adds in the order of the columns. A cluster has at most two such parts: that of a tile
+// begun before it (number 2 b), that of a tile left to the next (2 b + 1).
 #pragma once
 #include "ptx.cuh"
 
@@ -14,14 +16,15 @@ constexpr int HALF_COLS = 64;                   // columns of a step: half a sta
 constexpr int SEGMENT_HALVES = SEGMENT_COLS / HALF_COLS;
 constexpr int CONSUMERS = 4 * GROUPS;           // warps
 constexpr int BLOCKS_OF_64 = TALL / 64 / GROUPS;  // rows of a tile that a warpgroup multiplies, in 64
+constexpr int CLUSTER = CLUSTER_ROWS * CLUSTER_TOKENS;
 constexpr int QUADS = TALL * TOKENS / 4;        // of a tile's sums: a thread's for two rows and two tokens
 
 struct Split {
     int segments, token_tiles;  // segments of a row
     int units, chunk;           // runs begin at multiples of `chunk`, which divides units
 
-    __device__ __forceinline__ int begin(int block, int blocks) const {
-        return (int)((long long)(units / chunk) * block / blocks) * chunk;
+    __device__ __forceinline__ int begin(int cluster, int clusters) const {
+        return (int)((long long)(units / chunk) * cluster / clusters) * chunk;
     }
 };
 
@@ -52,5 +55,23 @@ struct Output {
         const int row = row_tile * TALL + at.row, token = token_tile * TOKENS + at.token;
         write(row, token, sums.x, sums.y);
         write(row + 8, token, sums.z, sums.w);
+    }
+    // Whether all of a tile can be written by `write_whole`.
+    __device__ __forceinline__ bool inside(int row_tile, int token_tile) const {
+        return (row_tile + 1) * TALL <= rows && (token_tile + 1) * TOKENS <= tokens && rows % 2 == 0;
+    }
+    // Quads of a warp, which are 16 rows x 8 tokens: transposed, so that a lane has two rows of one token. `biases` are
+    // those of rows `at.row` and `at.row` + 8.
+    __device__ __forceinline__ void write_whole(int row_tile, int token_tile, Quad at, float4 sums, float2 biases) const {
+        const int lane = threadIdx.x % WARP, row = row_tile * TALL + at.row - lane / 4 + lane % 4 * 2;
+        const int token = token_tile * TOKENS + at.token - lane % 4 * 2 + lane / 4;
+        u32* to = (u32*)(y + (long long)token * rows + row);
+        to[0] = transposed(to_bf16x2(sums.x * scale + biases.x, sums.y * scale + biases.x));
+        to[4] = transposed(to_bf16x2(sums.z * scale + biases.y, sums.w * scale + biases.y));
+    }
+    __device__ __forceinline__ float2 biases(int row_tile, Quad at) const {
+        const int row = row_tile * TALL + at.row;
+        if (!bias) return make_float2(0, 0);
+        return make_float2(row < rows ? from_bf16(__ldg(bias + row)) : 0, row + 8 < rows ? from_bf16(__ldg(bias + row + 8)) : 0);
     }
 };

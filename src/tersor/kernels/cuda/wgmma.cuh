@@ -44,20 +44,32 @@ __device__ __forceinline__ void wgmma_pin(float (&d)[N]) {
 #define TEXT5 "%40, %41, %42, %43, %44, %45, %46, %47"
 #define TEXT6 "%48, %49, %50, %51, %52, %53, %54, %55"
 #define TEXT7 "%56, %57, %58, %59, %60, %61, %62, %63"
+#define TEXT8 "%64, %65, %66, %67, %68, %69, %70, %71"
+#define TEXT9 "%72, %73, %74, %75, %76, %77, %78, %79"
+#define TEXT10 "%80, %81, %82, %83, %84, %85, %86, %87"
+#define TEXT11 "%88, %89, %90, %91, %92, %93, %94, %95"
+#define TEXT12 "%96, %97, %98, %99, %100, %101, %102, %103"
+#define TEXT13 "%104, %105, %106, %107, %108, %109, %110, %111"
+#define TEXT14 "%112, %113, %114, %115, %116, %117, %118, %119"
+#define TEXT15 "%120, %121, %122, %123, %124, %125, %126, %127"
 #define SUMS8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define SUMS16(i) SUMS8(i), SUMS8(i + 8)
 #define SUMS32(i) SUMS16(i), SUMS16(i + 16)
 #define SUMS64(i) SUMS32(i), SUMS32(i + 32)
+#define SUMS128(i) SUMS64(i), SUMS64(i + 64)
 #define TEXTS2 TEXT0 ", " TEXT1
 #define TEXTS4 TEXT0 ", " TEXT1 ", " TEXT2 ", " TEXT3
 #define TEXTS8 TEXT0 ", " TEXT1 ", " TEXT2 ", " TEXT3 ", " TEXT4 ", " TEXT5 ", " TEXT6 ", " TEXT7
+#define TEXTS16 TEXTS8 ", " TEXT8 ", " TEXT9 ", " TEXT10 ", " TEXT11 ", " TEXT12 ", " TEXT13 ", " TEXT14 ", " TEXT15
 
 __device__ __forceinline__ void wgmma(float (&d)[WIDTH / 2], u32 a, u32 b) {
 #if INSTRUCTION_TOKENS == 32
     WGMMA("n32", TEXTS2, "16", "17", "18", SUMS16(0));
 #elif INSTRUCTION_TOKENS == 64
     WGMMA("n64", TEXTS4, "32", "33", "34", SUMS32(0));
-#else
+#elif INSTRUCTION_TOKENS == 128
     WGMMA("n128", TEXTS8, "64", "65", "66", SUMS64(0));
+#else
+    WGMMA("n256", TEXTS16, "128", "129", "130", SUMS128(0));
 #endif
 }

@@ -17,7 +17,7 @@ from tersor.kernels.fused.device import Matrix
 from tersor.kernels.fused.layout import EXCEPTION_BYTES, Geometry
 from tersor.kernels.launcher import Kernel, Launch, architecture, multiprocessors
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
-from tersor.kernels.tile.variant import Variant, variant_for
+from tersor.kernels.tile.variant import Build, ClusterVariant, variant_for
 
 # Beyond, decoding for cuBLAS is faster: at 512 tokens 0.58 of cuBLAS's speed on the plain matrix against 0.60 (`fast`)
 # and 0.66 (4 bits), at 1024 0.73 against 0.66 and 0.71 (bench/sweep_tile.py, geometric means of four shapes, one H200).
@@ -41,7 +41,7 @@ def fastest(tokens: int, device: torch.device) -> bool:
 class Plan:
     """All of a product that follows from sizes: split, how and with what kernels."""
 
-    variant: Variant
+    variant: Build
     split: Split
     product: Kernel
     launch: Launch
@@ -52,24 +52,23 @@ class Plan:
 
 
 @lru_cache(maxsize=1024)  # asked at every product
-def planned(
-    geometry: Geometry, tokens: int, kept: int, variant: Variant | None, multiprocessors: int
-) -> Plan:
+def planned(geometry: Geometry, tokens: int, kept: int, variant: Build | None, multiprocessors: int) -> Plan:
     """The plan for so many tokens, on a GPU of so many multiprocessors; `variant`: a build other than the best."""
     variant = variant or variant_for(tokens, geometry)
-    variant = replace(variant, kept=min(variant.kept, kept))
-    shared, places = variant.shared(geometry), multiprocessors * variant.blocks_per_sm
-    split = choose(geometry.rows, tokens, geometry.segments, variant.tokens, places)
-    cut = split.cuts and split.blocks > 1
-    quads = TILE_ROWS * variant.tokens // 4
+    variant = replace(variant, kept=min(variant.kept, kept))  # type: ignore[type-var]
+    blocks = variant.cluster[0] * variant.cluster[1]
+    shared, places = variant.shared(geometry), multiprocessors * variant.blocks_per_sm // blocks
+    split = choose(geometry.rows, tokens, geometry.segments, variant.tokens, places, variant.cluster)
+    cut = split.cuts and split.clusters > 1
+    quads = TILE_ROWS * variant.tokens // 4 * blocks
     return Plan(
         variant,
         split,
         _kernel(variant.program(geometry), shared),
-        Launch((split.blocks, 1), variant.threads, shared, overlap=True),
+        Launch((split.clusters * blocks, 1), variant.threads, shared, overlap=True),
         _kernel(variant.arrange_program(geometry)) if variant.arranged else None,
         _kernel(variant.combine_program(geometry)) if cut else None,
-        Launch((split.blocks - 1, quads // _THREADS), _THREADS, overlap=True),
+        Launch((split.clusters - 1, quads // _THREADS), _THREADS, overlap=True),
         dict(geometry.macros).get("WEIGHT_SHIFT", 0),
     )
 
@@ -83,7 +82,7 @@ def tile_linear(
     x: torch.Tensor,
     matrix: Matrix[Geometry],
     bias: torch.Tensor | None = None,
-    variant: Variant | None = None,
+    variant: Build | None = None,
 ) -> torch.Tensor:
     """x (tokens, cols) bfloat16, any row stride, times the matrix transposed, plus bias (rows,): (tokens, rows).
 
@@ -97,17 +96,16 @@ def tile_linear(
     y = x.new_empty((tokens, geometry.rows))
     partial = None
     if split.cuts:
-        partial = x.new_empty(2 * split.blocks * TILE_ROWS * plan.variant.tokens, dtype=torch.float32)
-    plan.product(
-        plan.launch, device,
-        matrix.stages, matrix.places, matrix.records, operands, bias, y, partial,
-        geometry.rows, tokens, operands.shape[1], operands.stride(0), geometry.halves, split.chunk, exponent,
-    )  # fmt: skip
+        blocks = split.clusters * plan.variant.cluster[0] * plan.variant.cluster[1]
+        partial = x.new_empty(2 * blocks * TILE_ROWS * plan.variant.tokens, dtype=torch.float32)
+    own = matrix.stages, matrix.places, matrix.records, operands, bias, y, partial, geometry.rows, tokens
+    of_x = () if isinstance(plan.variant, ClusterVariant) else (operands.shape[1], operands.stride(0))
+    plan.product(plan.launch, device, *own, *of_x, geometry.halves, split.chunk, exponent)
     if plan.combine is not None:
         plan.combine(
             plan.combine_launch, device,
             partial, bias, y, geometry.rows, tokens,
-            split.segments, split.token_tiles, split.units, split.chunk, split.blocks, exponent,
+            split.segments, split.token_tiles, split.units, split.chunk, split.clusters, exponent,
         )  # fmt: skip
     return y
 
@@ -141,7 +139,8 @@ def _arrange(x: torch.Tensor, geometry: Geometry, plan: Plan, kernel: Kernel) ->
     if x.stride(1) != 1:
         x = x.contiguous()
     halves = geometry.halves + geometry.halves % 2
-    out = x.new_empty((plan.split.token_tiles * halves, plan.variant.tokens * _HALF_COLS))
+    tiles = plan.split.token_tiles * plan.variant.cluster[1]
+    out = x.new_empty((tiles * halves, plan.variant.tokens * _HALF_COLS))
     pieces = out.numel() // 8
     kernel(
         Launch((-(-pieces // _THREADS), 1), _THREADS, overlap=True), x.device,

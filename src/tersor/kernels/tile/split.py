@@ -18,17 +18,17 @@ _LAUNCH_COST, _TOKENS_PER_UNIT = 0.5, 128
 
 @dataclass(frozen=True)
 class Split:
-    """`units` of `segments` per tile, over `blocks`; runs begin at multiples of `chunk` units."""
+    """`units` of `segments` per tile, over `clusters` of blocks; runs begin at multiples of `chunk` units."""
 
     segments: int
     token_tiles: int
     units: int
     chunk: int
-    blocks: int
+    clusters: int
 
-    def begin(self, block: int) -> int:
-        """The first unit of a block's run; it ends where the next block's begins."""
-        return self.units // self.chunk * block // self.blocks * self.chunk
+    def begin(self, cluster: int) -> int:
+        """The first unit of a cluster's run; it ends where the next one's begins."""
+        return self.units // self.chunk * cluster // self.clusters * self.chunk
 
     @property
     def cuts(self) -> bool:
@@ -36,10 +36,12 @@ class Split:
         return self.chunk % self.segments != 0
 
 
-def choose(rows: int, tokens: int, segments: int, tile_tokens: int, places: int) -> Split:
-    """The split over `places`, the blocks that the GPU can hold, that is done first."""
-    token_tiles = -(-tokens // tile_tokens)
-    tiles = -(-rows // TILE_ROWS) * token_tiles
+def choose(
+    rows: int, tokens: int, segments: int, tile_tokens: int, places: int, cluster: tuple[int, int] = (1, 1)
+) -> Split:
+    """The split over `places`, the clusters of blocks that the GPU can hold, that is done first."""
+    token_tiles = -(-tokens // (tile_tokens * cluster[1]))
+    tiles = -(-rows // (TILE_ROWS * cluster[0])) * token_tiles
     units = tiles * segments
     whole, even = -(-tiles // places) * segments, -(-units // places)
     if whole <= even + _LAUNCH_COST + tile_tokens / _TOKENS_PER_UNIT:

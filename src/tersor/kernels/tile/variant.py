@@ -1,7 +1,8 @@
-"""Which build of `tile_linear` multiplies how many tokens."""
+"""Which build of which kernel multiplies how many tokens: `tile_linear`, and `cluster_linear` for hundreds."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from tersor.kernels.compiler import Program
@@ -13,13 +14,74 @@ _STRIPS = TILE_ROWS // STRIP_ROWS
 _STRIP_ALIGN = STRIP_ROWS * _HALF_BYTES  # bytes; where operand tiles begin
 _NOTE_BYTES = 16
 _REGISTERS = 1 << 16  # of a multiprocessor
+_NEEDED = {128: 90, 256: 154}  # registers of a thread at launch, for an instruction of so many tokens
 _ARRANGED_FROM = 128
 _FEEDER_TOKENS = 16  # of a warp that brings activations as they are
 
 
+class Build(ABC):
+    """What a launch must know of a build, of either kernel."""
+
+    tokens: int  # of a tile
+    groups: int  # warpgroups that multiply
+    blocks_per_sm: int
+    kept: int  # exceptions of a segment that a lane holds in registers; more are slow
+    cluster: tuple[int, int]  # tiles of rows, of tokens, whose blocks work together
+
+    @property
+    @abstractmethod
+    def arranged(self) -> bool:
+        """Whether a kernel beforehand lays out the activations."""
+
+    @property
+    @abstractmethod
+    def threads(self) -> int:
+        """Threads of a block."""
+
+    @abstractmethod
+    def shared(self, geometry: Geometry) -> int:
+        """Bytes of dynamic shared memory of a block."""
+
+    @abstractmethod
+    def program(self, geometry: Geometry) -> Program:
+        """The product."""
+
+    def common(self, geometry: Geometry) -> tuple[tuple[str, int], ...]:
+        """What both kernels, and what goes with them, are compiled with."""
+        return (
+            *geometry.macros,
+            ("TOKENS", self.tokens),
+            ("GROUPS", self.groups),
+            ("CLUSTER_ROWS", self.cluster[0]),
+            ("CLUSTER_TOKENS", self.cluster[1]),
+        )
+
+    def combine_program(self, geometry: Geometry) -> Program:
+        """What adds up the tiles that are cut."""
+        names = ("TOKENS", "GROUPS", "CLUSTER_ROWS", "CLUSTER_TOKENS", "SEGMENT_COLS", "LAYOUT")
+        few = tuple((k, v) for k, v in self.common(geometry) if k in names)
+        return Program("tile_combine.cu", "tile_combine", few, hopper_only=True)
+
+    def arrange_program(self, geometry: Geometry) -> Program:
+        """What lays out the activations, where they are `arranged`."""
+        return Program(
+            "tile_arrange.cu", "tile_arrange", (*geometry.macros, ("TOKENS", self.tokens)), hopper_only=True
+        )
+
+    def programs(self, geometry: Geometry) -> tuple[Program, ...]:
+        """All that are launched, in this order."""
+        before = (self.arrange_program(geometry),) if self.arranged else ()
+        return (*before, self.program(geometry), self.combine_program(geometry))
+
+
+def _record_bytes(geometry: Geometry, kept: int) -> int:
+    """What an area in shared memory has for a record and a note."""
+    return dict(geometry.macros)["RECORD_HEAD"] + 4 * 32 * kept + _NOTE_BYTES
+
+
 @dataclass(frozen=True)
-class Variant:
-    """One build: `tokens` of a tile, consumer warpgroups, decoding warps, depth of the three rings.
+class Variant(Build):
+    """One build of `tile_linear`: `tokens` of a tile, consumer warpgroups, decoding warps, depth of the three rings.
 
     `stages`: compressed stages of each strip; `a_slots`, `x_slots`: operand tiles of `step_halves` x 64 columns.
     `step_halves`: halves of a stage that are multiplied at a time, both where there is room for two such steps.
@@ -39,14 +101,19 @@ class Variant:
     kept: int = 4
 
     @property
+    def cluster(self) -> tuple[int, int]:  # type: ignore[override]
+        """Every block for itself."""
+        return 1, 1
+
+    @property
     def arranged(self) -> bool:
         """Whether a kernel beforehand lays out the activations; for small tiles its launch costs too much."""
         return self.tokens >= _ARRANGED_FROM
 
     @property
     def instruction_tokens(self) -> int:
-        """Tokens that are multiplied by one instruction: 128 want at least 90 registers at launch, 256 want 154."""
-        return min(self.tokens, 128 if self.threads * 90 <= _REGISTERS else 64)
+        """Tokens that are multiplied by one instruction."""
+        return min(self.tokens, 128 if self.threads * _NEEDED[128] <= _REGISTERS else 64)
 
     @property
     def threads(self) -> int:
@@ -59,8 +126,7 @@ class Variant:
     def shared(self, geometry: Geometry) -> int:
         """Bytes of dynamic shared memory of a block, laid out as in tile_rings.cuh."""
         operands = (self.a_slots * TILE_ROWS + self.x_slots * self.tokens) * self.step_halves * _HALF_BYTES
-        record = dict(geometry.macros)["RECORD_HEAD"] + 4 * 32 * self.kept
-        areas = self.stages * _STRIPS * (geometry.stage_bytes + record + _NOTE_BYTES)
+        areas = self.stages * _STRIPS * (geometry.stage_bytes + _record_bytes(geometry, self.kept))
         barriers = 8 * 2 * (self.stages + self.a_slots + self.x_slots)
         return _STRIP_ALIGN + operands + areas + barriers
 
@@ -68,10 +134,8 @@ class Variant:
         """What the kernels of this build are compiled with."""
         consumer, decoder, feeder = self.registers
         return (
-            *geometry.macros,
-            ("TOKENS", self.tokens),
+            *self.common(geometry),
             ("INSTRUCTION_TOKENS", self.instruction_tokens),
-            ("GROUPS", self.groups),
             ("DECODERS", self.decoders),
             ("STAGES", self.stages),
             ("STEP_HALVES", self.step_halves),
@@ -89,29 +153,63 @@ class Variant:
         """The product."""
         return Program("tile_linear.cu", "tile_linear", self.macros(geometry), hopper_only=True)
 
-    def combine_program(self, geometry: Geometry) -> Program:
-        """What adds up the tiles that are cut."""
-        few = tuple(
-            (k, v) for k, v in self.macros(geometry) if k in ("TOKENS", "GROUPS", "SEGMENT_COLS", "LAYOUT")
-        )
-        return Program("tile_combine.cu", "tile_combine", few, hopper_only=True)
 
-    def arrange_program(self, geometry: Geometry) -> Program:
-        """What lays out the activations, where they are `arranged`."""
+@dataclass(frozen=True)
+class ClusterVariant(Build):
+    """One build of `cluster_linear`: `tokens` of a tile, tiles in a cluster, depth of the rings.
+
+    `slots`: steps of 64 columns, weights and activations; `stages`: compressed ones of each decoder.
+    """
+
+    tokens: int
+    cluster: tuple[int, int]
+    slots: int
+    stages: int
+    kept: int = 4
+    groups: int = 2
+    blocks_per_sm: int = 1
+
+    @property
+    def decoders(self) -> int:
+        """Warps, one for each strip that is not decoded by another block."""
+        return _STRIPS // self.cluster[1]
+
+    @property
+    def arranged(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return 32 * (4 * self.groups + self.decoders)
+
+    def shared(self, geometry: Geometry) -> int:
+        """Bytes of dynamic shared memory of a block, laid out as in cluster_rings.cuh."""
+        slot = (TILE_ROWS + self.tokens) * _HALF_BYTES
+        area = geometry.stage_bytes + _record_bytes(geometry, self.kept)
+        areas = self.decoders * self.stages
+        return _STRIP_ALIGN + self.slots * slot + areas * area + 8 * (2 * self.slots + areas)
+
+    def program(self, geometry: Geometry) -> Program:
+        """The product."""
+        widest = next(n for n in (256, 128) if self.threads * _NEEDED[n] <= _REGISTERS)
+        own = (
+            ("INSTRUCTION_TOKENS", min(self.tokens, widest)),
+            ("DECODERS", self.decoders),
+            ("SLOTS", self.slots),
+            ("STAGES", self.stages),
+            ("KEPT", self.kept),
+        )
         return Program(
-            "tile_arrange.cu", "tile_arrange", (*geometry.macros, ("TOKENS", self.tokens)), hopper_only=True
+            "cluster_linear.cu", "cluster_linear", (*self.common(geometry), *own), hopper_only=True
         )
-
-    def programs(self, geometry: Geometry) -> tuple[Program, ...]:
-        """All that are launched, in this order."""
-        before = (self.arrange_program(geometry),) if self.arranged else ()
-        return (*before, self.program(geometry), self.combine_program(geometry))
 
 
 # Launched with 72 registers a thread, or 96.
 _MANY_DECODERS, _MANY_SUMS = (104, 64, 32), (160, 64, 32)
 # The first of each size is used, for large matrices LARGE; the others are for bench/sweep_tile.py.
-VARIANTS = {
+VARIANTS: dict[int, tuple[Build, ...]] = {
     32: (Variant(32, 1, 16, 4, 2, 4), Variant(32, 1, 8, 2, 1, 2, 2), Variant(32, 1, 8, 4, 2, 4)),
     64: (
         Variant(64, 2, 16, 4, 2, 3),
@@ -122,10 +220,14 @@ VARIANTS = {
         Variant(128, 2, 8, 2, 2, 3),
         Variant(128, 2, 16, 4, 4, 3, step_halves=1, registers=_MANY_DECODERS),
         Variant(128, 2, 8, 3, 4, 4, step_halves=1),
+        ClusterVariant(128, (2, 2), 6, 2),
+        ClusterVariant(128, (2, 1), 5, 2),
+        ClusterVariant(128, (1, 2), 6, 2),
     ),
     256: (
         Variant(256, 2, 8, 2, 4, 3, step_halves=1, registers=_MANY_SUMS),
-        Variant(256, 2, 8, 2, 2, 4, step_halves=1, registers=_MANY_SUMS),
+        ClusterVariant(256, (2, 2), 4, 2),
+        ClusterVariant(256, (1, 2), 4, 2),
     ),
 }
 # Two blocks per multiprocessor wait less, but the units of a smaller matrix do not come out even on so many.
@@ -134,7 +236,7 @@ _LARGE_FROM = 1 << 26  # weights
 _DECODING = 64  # tokens' worth of time that a step costs whatever its tokens
 
 
-def variant_for(tokens: int, geometry: Geometry) -> Variant:
+def variant_for(tokens: int, geometry: Geometry) -> Build:
     """The build whose tiles waste least for this many tokens and a matrix of this size."""
     size = next((n for n in VARIANTS if tokens <= n), None)
     if size is None:

@@ -1,0 +1,87 @@
+// y = x W^T (+ bias) for hundreds of tokens on Hopper: clusters of blocks share what they decode, and what they read.
+//
+// As tile_linear.cu, with the tensor cores as the scarce thing. An instruction multiplies 256 tokens, so that operands
+// are read from shared memory as seldom as can be; that takes so many registers that there are twelve warps at most:
+//
+//   CONSUMERS   two warpgroups: wgmma on 64 rows x TOKENS tokens each, sums in registers
+//   DECODERS    a warpgroup or two: a strip of 16 rows each (cluster_decode.cuh)
+//
+// In a cluster of 2 x 2 blocks (cluster_rings.cuh) each decodes half of its tile's weights, and asks for half of its
+// activations: weights are decoded once for 512 tokens, and activations come from the L2 cache once for 256 rows.
+#include "cluster_decode.cuh"
+#include "tile_sums.cuh"
+
+constexpr int THREADS = (CONSUMERS + DECODERS) * WARP;
+constexpr int AREAS_AT = SLOTS * SLOT_BYTES, BARRIERS_AT = AREAS_AT + DECODERS * STAGES * AREA_BYTES;
+
+// Warpgroup `group`: known to be the same in all lanes, so that what it tells the tensor cores is reckoned once for a warp.
+__device__ __forceinline__ void consume(const Weights& w, const Output& out, float4* partial, u32 slots, const Barriers& b,
+                                        Rank rank, int begin, int end, int cluster, int group) {
+    const u32 a_tiles = descriptor(slots + group * BLOCKS_OF_64 * 64 * ROW_BYTES), x_tiles = descriptor(slots + TILE_BYTES);
+    // Lane i tells the i-th sharer that a slot has been read.
+    const int lane = threadIdx.x % WARP;
+    const u32 empty = lane < SHARERS ? address_of_rank(b.empty, rank.sharer(lane)) : 0;
+    Sums sums;
+    Turn<SLOTS> turn;
+    int unit = begin;
+#pragma unroll 1
+    while (unit < end) {
+        const int tile = unit / w.split.segments, first = unit % w.split.segments;
+        const int last = min(w.split.segments, first + end - unit);
+        const int steps = (w.stages_before(unit + last - first) - w.stages_before(unit)) * 2;
+        sums.clear();
+        u32 read = 0;  // the slot before
+#pragma unroll 1
+        for (int k = 0; k < steps; k++) {
+            mbarrier_wait(b.full + turn.number * 8, turn.parity);
+            const u32 at = turn.number * (SLOT_BYTES >> 4);
+            wgmma_begin();
+#pragma unroll
+            for (int i = 0; i < 4; i++) sums.add(a_tiles + at + i * DESCRIPTOR_STEP, x_tiles + at + i * DESCRIPTOR_STEP);
+            wgmma_commit();
+            wgmma_wait<1>();
+            if (k > 0 && lane < SHARERS) mbarrier_arrive_at(empty + read * 8);
+            read = turn.number;
+            turn.advance();
+        }
+        wgmma_wait<0>();
+        if (lane < SHARERS) mbarrier_arrive_at(empty + read * 8);
+        float4* part = partial + (long long)((2 * cluster + (first == 0)) * CLUSTER + Rank::of(rank.row, rank.token)) * QUADS;
+        sums.hand_over(out, part, first == 0 && last == w.split.segments, tile / w.token_tiles * CLUSTER_ROWS + rank.row,
+                       tile % w.token_tiles * CLUSTER_TOKENS + rank.token);
+        unit += last - first;
+    }
+}
+
+extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
+cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, const u8* __restrict__ records,
+               const u8* __restrict__ x,     // as tile_arrange leaves it
+               const u16* __restrict__ bias, // [rows] bfloat16 or null
+               u16* __restrict__ y,          // [tokens][rows] bfloat16
+               float4* __restrict__ partial, // [2 clusters][CLUSTER][QUADS], where tiles are cut
+               int rows, int tokens, int halves, int chunk,
+               int exponent) {               // sums are multiplied by 2^exponent
+    extern __shared__ __align__(1024) u8 unaligned[];
+    u8* shared = unaligned + (-shared_address(unaligned) & (STRIP_BYTES - 1));  // swizzle and patches go by addresses
+    const u32 slots = shared_address(shared);
+    const int warp = __shfl_sync(ALL_LANES, threadIdx.x / WARP, 0);  // the compiler now knows that a warp has one trade
+    const int cluster = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
+    const Rank rank(blockIdx.x % CLUSTER);
+    const Barriers barriers(slots + BARRIERS_AT);
+    Weights w{weights, places, records, ceil_div(rows, TILE_ROWS), halves, ceil_div(tokens, TOKENS * CLUSTER_TOKENS)};
+    w.split.segments = ceil_div(halves, SEGMENT_HALVES);
+    w.split.token_tiles = w.token_tiles;
+    w.split.units = ceil_div(rows, TALL * CLUSTER_ROWS) * w.token_tiles * w.split.segments;
+    w.split.chunk = chunk;
+    const int begin = w.split.begin(cluster, clusters), end = w.split.begin(cluster + 1, clusters);
+    if (threadIdx.x == 0) barriers.init();
+    cluster_sync();  // no block writes to another before its barriers are there
+    if (warp < CONSUMERS) {
+        const Output out{bias, y, rows, tokens, __int_as_float((127 + exponent) << 23)};
+        consume(w, out, partial, slots, barriers, rank, begin, end, cluster, warp / 4);
+    } else {
+        decode_strip(w, x, shared + AREAS_AT, slots, barriers, warp - CONSUMERS, rank, begin, end);
+    }
+    __syncwarp();
+    cluster_sync();  // nor leaves while others write to it
+}

@@ -1,0 +1,46 @@
+// What the warps of cluster_linear hand on, in shared memory, and to whom: one ring.
+//
+//   slots   SLOTS steps of 64 columns, an operand tile of weights and one of activations each, with a barrier `full`
+//           and a barrier `empty`
+//   areas   of each decoder STAGES compressed stages with the segment's record; who reads them asks for the next
+//
+// A cluster is CLUSTER_ROWS x CLUSTER_TOKENS blocks, rank = token tile * CLUSTER_ROWS + row tile. Blocks of the same row
+// tile share its weights: each decodes STRIPS / CLUSTER_TOKENS of the strips and copies them to the others. Those of
+// the same token tile share its activations: each asks for a part, for all. So a slot may be filled again when the
+// consumers of all blocks that one's own writes to have read it, and `empty` counts theirs; `full` counts the strips,
+// whoever decoded them, one arrival for the activations, and the bytes of all that is copied.
+#pragma once
+#include "mbarrier.cuh"
+#include "tile_patches.cuh"
+
+constexpr int NOTE_AT = RECORD_AT + RECORD_BYTES, AREA_BYTES = NOTE_AT + 16;  // a note: the record's place
+constexpr int SLOT_BYTES = TILE_BYTES + X_TILE_BYTES;
+constexpr int X_SHARE = X_TILE_BYTES / CLUSTER_ROWS;  // of a tile of activations, what one block asks for
+constexpr int SHARERS = CLUSTER_ROWS + CLUSTER_TOKENS - 1;  // blocks that write to one another, with oneself
+static_assert(DECODERS * CLUSTER_TOKENS == STRIPS, "a decoder per strip");
+static_assert(SLOT_BYTES % STRIP_BYTES == 0, "patches go by addresses");
+
+struct Rank {
+    int row, token;
+    __device__ __forceinline__ Rank(int rank) : row(rank % CLUSTER_ROWS), token(rank / CLUSTER_ROWS) {}
+    static __device__ __forceinline__ int of(int row, int token) { return token * CLUSTER_ROWS + row; }
+    // The i-th of SHARERS.
+    __device__ __forceinline__ int sharer(int i) const {
+        return i < CLUSTER_ROWS ? of(i, token) : of(row, i - CLUSTER_ROWS + (i - CLUSTER_ROWS >= token));
+    }
+    // The i-th of the others with these weights.
+    __device__ __forceinline__ int other(int i) const { return of(row, i + (i >= token)); }
+    // Those with these activations, a bit each.
+    __device__ __forceinline__ u16 row_ranks() const { return ((1 << CLUSTER_ROWS) - 1) << token * CLUSTER_ROWS; }
+};
+
+struct Barriers {
+    u32 full, empty, stages;  // stages: [DECODERS][STAGES]
+
+    __device__ __forceinline__ Barriers(u32 begin) : full(begin), empty(full + SLOTS * 8), stages(empty + SLOTS * 8) {}
+    __device__ __forceinline__ void init() const {
+        for (int i = 0; i < SLOTS; i++) mbarrier_init(full + i * 8, STRIPS + 1), mbarrier_init(empty + i * 8, CONSUMERS * SHARERS);
+        for (int i = 0; i < DECODERS * STAGES; i++) mbarrier_init(stages + i * 8, 1);
+        mbarrier_init_done();
+    }
+};
