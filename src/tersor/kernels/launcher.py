@@ -85,10 +85,36 @@ class Kernel:
             with torch.cuda.device(index):
                 self._launch(launch, index, arguments)
 
-    def _launch(self, launch: Launch, index: int, arguments: tuple[Argument, ...]) -> None:
+    def clusters(self, launch: Launch, device: torch.device, size: int) -> int:
+        """How many clusters of `size` blocks the device holds at a time: fewer than its multiprocessors have room
+        for, where those of a cluster's neighbourhood do not come out even."""
+        driver = _driver()
+        index = torch.cuda.current_device() if device.index is None else device.index
+        with torch.cuda.device(index):
+            function = self._function(index)
+            config = driver.CUlaunchConfig()
+            config.gridDimX, config.gridDimY, config.gridDimZ = size, 1, 1
+            config.blockDimX, config.blockDimY, config.blockDimZ = launch.threads, 1, 1
+            config.sharedMemBytes = launch.shared
+            attribute = driver.CUlaunchAttribute()
+            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+            attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = (
+                size,
+                1,
+                1,
+            )
+            config.attrs, config.numAttrs = [attribute], 1
+            result = driver.cuOccupancyMaxActiveClusters(function, config)
+            return int(_check(result, f"asking for room for {self.program.entry}"))
+
+    def _function(self, index: int) -> Any:
         function = self._loaded.get(index)
         if function is None:
             function = self._loaded[index] = self._load(torch.device("cuda", index))
+        return function
+
+    def _launch(self, launch: Launch, index: int, arguments: tuple[Argument, ...]) -> None:
+        function = self._function(index)
         parameters = _pack(arguments, index, self.program.entry)
         config = _config(launch, index, torch.cuda.current_stream(index).cuda_stream)
         result = _driver().cuLaunchKernelEx(config, function, parameters, 0)

@@ -1,8 +1,8 @@
 // A decoding warp of cluster_linear: a strip of the tile, from memory to the operand tiles of all blocks that share it.
 //
-// It asks for its own stages, by bulk copies, as soon as it has read the ones before them. The first one asks for
-// activations too, step by step, when their slot is free: what is to be multiplied next has been there long before,
-// as the tensor cores take longer for a step than anybody here.
+// It asks for its own stages, by bulk copies, as soon as it has read the ones before them, and fills two slots at a
+// time: what it waits for (loads, barriers, the fence) takes longer than what it does, and is waited for half as often.
+// The first one asks for activations too, whenever it comes by and finds a slot free.
 #pragma once
 #include "cluster_rings.cuh"
 
@@ -39,11 +39,46 @@ struct StageFeed {
     }
 };
 
+// Activations, which one lane of a block asks for: a part of its token tile, for all that share it.
+struct ActivationFeed {
+    Cursor at;
+    const u8 *x, *from;
+    int steps;  // left of the segment
+    Turn<SLOTS> turn;
+
+    __device__ __forceinline__ ActivationFeed(const Weights& w, const u8* x, Rank rank, int begin, int end)
+        : at(w, begin, end, 0), x(x + rank.row * X_SHARE) {
+        locate(w, rank);
+    }
+    __device__ __forceinline__ void locate(const Weights& w, Rank rank) {
+        const int row_steps = ceil_div(w.halves, 2) * 2;
+        const long long first = (long long)(at.token_tile * CLUSTER_TOKENS + rank.token) * row_steps + at.segment * SEGMENT_HALVES;
+        from = x + first * X_TILE_BYTES;
+        steps = ceil_div(at.halves(w), 2) * 2;
+    }
+    __device__ __forceinline__ void ask(const Weights& w, u32 slots, const Barriers& b, Rank rank) {
+        while (at.left > 0) {
+            const u32 full = b.full + turn.number * 8, to = slots + turn.number * SLOT_BYTES + TILE_BYTES + rank.row * X_SHARE;
+            if (!mbarrier_has_ended(full + SLOTS * 8, turn.parity ^ 1)) return;
+            mbarrier_arrive_expect(full, X_TILE_BYTES);
+            if (CLUSTER_ROWS == 1)
+                bulk_copy(to, from, X_SHARE, full);
+            else
+                bulk_copy_to_all(to, from, X_SHARE, full, rank.row_ranks());
+            turn.advance();
+            from += X_TILE_BYTES;
+            if (--steps > 0) continue;
+            at.advance(w);
+            locate(w, rank);
+        }
+    }
+};
+
 // Warp `decoder` of DECODERS in block `rank`. `slots`: address of the first one's weights.
 __device__ __forceinline__ void decode_strip(const Weights& w, const u8* x, u8* areas, u32 slots, const Barriers& b, int decoder,
                                              Rank rank, int begin, int end) {
     const int lane = threadIdx.x % WARP, own = rank.token * DECODERS + decoder;  // of the strips of a tile
-    const int strip = rank.row * STRIPS + own, row_stages = ceil_div(w.halves, 2);
+    const int strip = rank.row * STRIPS + own;
     const Pieces pieces(lane);
     const u32 stage_full = b.stages + decoder * STAGES * 8;
     areas += decoder * (STAGES * AREA_BYTES);
@@ -51,9 +86,14 @@ __device__ __forceinline__ void decode_strip(const Weights& w, const u8* x, u8* 
     StageFeed feed(w, begin, end, strip);
     if (lane == 0)
         for (int i = 0; i < STAGES; i++) feed.ask(w, areas + i * AREA_BYTES, stage_full + i * 8);
-    // Lane i has to do with the i-th of the others with these weights.
-    const u32 others_slots = lane < CLUSTER_TOKENS - 1 ? address_of_rank(slots, rank.other(lane)) : 0;
-    const u32 others_full = lane < CLUSTER_TOKENS - 1 ? address_of_rank(b.full, rank.other(lane)) : 0;
+    u32 others_rows[SHARERS], others_full[SHARERS];  // of those with the same weights
+#pragma unroll
+    for (int i = 0; i < CLUSTER_TOKENS - 1; i++) {
+        others_rows[i] = address_of_rank(slots + own * STRIP_BYTES, rank.other(i));
+        others_full[i] = address_of_rank(b.full, rank.other(i));
+    }
+    ActivationFeed activations(w, x, rank, begin, end);
+    const bool brings_x = decoder == 0 && lane == 0;
     Turn<STAGES> in;
     Turn<SLOTS> out;
     Stage stage;
@@ -62,11 +102,10 @@ __device__ __forceinline__ void decode_strip(const Weights& w, const u8* x, u8* 
         previous_done();
         let_next_begin();
     }
+    if (brings_x) activations.ask(w, slots, b, rank);
 #pragma unroll 1
     for (; at.left > 0; at.advance(w)) {
         const int halves = at.halves(w);
-        const long long x_tile = (long long)(at.token_tile * CLUSTER_TOKENS + rank.token) * (2 * row_stages) + at.segment * SEGMENT_HALVES;
-        const u8* from = x + x_tile * X_TILE_BYTES + rank.row * X_SHARE;
 #pragma unroll 1
         for (int first = 0; first < halves; first += 2) {
             u8* area = areas + in.number * AREA_BYTES;
@@ -78,41 +117,35 @@ __device__ __forceinline__ void decode_strip(const Weights& w, const u8* x, u8* 
                 patches.load(area + RECORD_AT, w.records + (long long)*(const int*)(area + NOTE_AT) * ALIGN, lane);
             }
             stage.open(area, lane);
+            u32 even[4][4], odd[4][4];
+            stage.half_bf16(even, 0);
+            if (first + 1 < halves)
+                stage.half_bf16(odd, 1);
+            else
+                zero(odd);
+            __syncwarp();  // all of the area is in registers
+            if (lane == 0) feed.ask(w, area, filled);
+            const u32 full = b.full + out.number * 8, rows = slots + out.number * SLOT_BYTES + own * STRIP_BYTES;
+            mbarrier_wait(full + SLOTS * 8, out.parity ^ 1);
+            mbarrier_wait(full + (SLOTS + 1) * 8, out.parity ^ 1);
+            if (brings_x) activations.ask(w, slots, b, rank);
+            pieces.store(rows, even);
+            pieces.store(rows + SLOT_BYTES, odd);
+            __syncwarp();  // the fillers are there before the exceptions
+            patches.apply(rows, first, lane);
+            patches.apply(rows + SLOT_BYTES, first + 1, lane);
+            shared_stores_done();
+            __syncwarp();
+            if (lane < 2) {
+                mbarrier_arrive(full + lane * 8);
 #pragma unroll
-            for (int h = 0; h < 2; h++) {
-                u32 a[4][4];
-                if (h == 0 || first + 1 < halves)
-                    stage.half_bf16(a, h);
-                else
-                    zero(a);
-                if (h == 1) {  // all of the area is in registers
-                    __syncwarp();
-                    if (lane == 0) feed.ask(w, area, filled);
-                }
-                const u32 full = b.full + out.number * 8, slot = slots + out.number * SLOT_BYTES, rows = slot + own * STRIP_BYTES;
-                mbarrier_wait(full + SLOTS * 8, out.parity ^ 1);
-                if (decoder == 0 && lane == 0) {
-                    mbarrier_arrive_expect(full, X_TILE_BYTES);
-                    const u32 to = slot + TILE_BYTES + rank.row * X_SHARE;
-                    if (CLUSTER_ROWS == 1)
-                        bulk_copy(to, from, X_SHARE, full);
-                    else
-                        bulk_copy_to_all(to, from, X_SHARE, full, rank.row_ranks());
-                }
-                from += X_TILE_BYTES;
-                pieces.store(rows, a);
-                __syncwarp();  // the fillers are there before the exceptions
-                patches.apply(rows, first + h, lane);
-                shared_stores_done();
-                __syncwarp();
-                if (lane == 0) mbarrier_arrive(full);
-                if (lane < CLUSTER_TOKENS - 1) {
-                    const u32 there = others_full + out.number * 8;
+                for (int i = 0; i < CLUSTER_TOKENS - 1; i++) {
+                    const u32 there = others_full[i] + (out.number + lane) * 8;
                     mbarrier_arrive_expect_at(there, STRIP_BYTES);
-                    bulk_copy_at(others_slots + out.number * SLOT_BYTES + own * STRIP_BYTES, rows, STRIP_BYTES, there);
+                    bulk_copy_at(others_rows[i] + (out.number + lane) * SLOT_BYTES, rows + lane * SLOT_BYTES, STRIP_BYTES, there);
                 }
-                out.advance();
             }
+            out.advance(2);
         }
     }
 }

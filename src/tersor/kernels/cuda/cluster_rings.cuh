@@ -18,6 +18,7 @@ constexpr int SLOT_BYTES = TILE_BYTES + X_TILE_BYTES;
 constexpr int X_SHARE = X_TILE_BYTES / CLUSTER_ROWS;  // of a tile of activations, what one block asks for
 constexpr int SHARERS = CLUSTER_ROWS + CLUSTER_TOKENS - 1;  // blocks that write to one another, with oneself
 static_assert(DECODERS * CLUSTER_TOKENS == STRIPS, "a decoder per strip");
+static_assert(SLOTS % 2 == 0, "two are filled at a time");
 static_assert(SLOT_BYTES % STRIP_BYTES == 0, "patches go by addresses");
 
 struct Rank {

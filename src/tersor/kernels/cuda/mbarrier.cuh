@@ -33,6 +33,18 @@ __device__ __forceinline__ bool mbarrier_ended(u32 barrier, u32 parity) {
         : "memory");
     return ended;
 }
+// The same at once, without a try's sleep.
+__device__ __forceinline__ bool mbarrier_has_ended(u32 barrier, u32 parity) {
+    u32 ended;
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(ended)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+    return ended;
+}
 // Wait until the phase of this parity has ended. A try sleeps for a while before it fails.
 __device__ __forceinline__ void mbarrier_wait(u32 barrier, u32 parity) {
     for (u32 tries = PATIENCE; !mbarrier_ended(barrier, parity);)

@@ -37,6 +37,11 @@ tile_combine(const float4* partial, const u16* __restrict__ bias, u16* __restric
     }
     const int thread = quad % (GROUPS * 128), number = quad / (GROUPS * 128);
     const Output out{bias, y, rows, tokens, __int_as_float((127 + exponent) << 23)};
-    out.write(tile / token_tiles * CLUSTER_ROWS + rank % CLUSTER_ROWS,
-              tile % token_tiles * CLUSTER_TOKENS + rank / CLUSTER_ROWS, Quad(thread, number / (TOKENS / 8), number % (TOKENS / 8)), total);
+    const int row_tile = tile / token_tiles * CLUSTER_ROWS + rank % CLUSTER_ROWS;
+    const int token_tile = tile % token_tiles * CLUSTER_TOKENS + rank / CLUSTER_ROWS;
+    const Quad at(thread, number / (TOKENS / 8), number % (TOKENS / 8));
+    if (out.inside(row_tile, token_tile))
+        out.write_whole(row_tile, token_tile, at, total, out.biases(row_tile, at));
+    else
+        out.write(row_tile, token_tile, at, total);
 }

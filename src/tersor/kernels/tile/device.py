@@ -52,19 +52,23 @@ class Plan:
 
 
 @lru_cache(maxsize=1024)  # asked at every product
-def planned(geometry: Geometry, tokens: int, kept: int, variant: Build | None, multiprocessors: int) -> Plan:
-    """The plan for so many tokens, on a GPU of so many multiprocessors; `variant`: a build other than the best."""
+def planned(geometry: Geometry, tokens: int, kept: int, variant: Build | None, device: torch.device) -> Plan:
+    """The plan for so many tokens, on a GPU; `variant`: a build other than the best."""
     variant = variant or variant_for(tokens, geometry)
     variant = replace(variant, kept=min(variant.kept, kept))  # type: ignore[type-var]
     blocks = variant.cluster[0] * variant.cluster[1]
-    shared, places = variant.shared(geometry), multiprocessors * variant.blocks_per_sm // blocks
+    shared = variant.shared(geometry)
+    product = _kernel(variant.program(geometry), shared)
+    places = multiprocessors(device) * variant.blocks_per_sm
+    if blocks > 1:
+        places = product.clusters(Launch((blocks, 1), variant.threads, shared), device, blocks)
     split = choose(geometry.rows, tokens, geometry.segments, variant.tokens, places, variant.cluster)
     cut = split.cuts and split.clusters > 1
     quads = TILE_ROWS * variant.tokens // 4 * blocks
     return Plan(
         variant,
         split,
-        _kernel(variant.program(geometry), shared),
+        product,
         Launch((split.clusters * blocks, 1), variant.threads, shared, overlap=True),
         _kernel(variant.arrange_program(geometry)) if variant.arranged else None,
         _kernel(variant.combine_program(geometry)) if cut else None,
@@ -90,7 +94,7 @@ def tile_linear(
     """
     geometry, tokens, device = matrix.geometry, x.shape[0], x.device
     kept = kept_for(geometry, matrix.places, matrix.records)
-    plan = planned(geometry, tokens, kept, variant, multiprocessors(device))
+    plan = planned(geometry, tokens, kept, variant, device)
     split, exponent = plan.split, matrix.unit + plan.weight_shift
     operands = in_pieces(x) if plan.arrange is None else _arrange(x, geometry, plan, plan.arrange)
     y = x.new_empty((tokens, geometry.rows))

@@ -221,7 +221,6 @@ VARIANTS: dict[int, tuple[Build, ...]] = {
         Variant(128, 2, 16, 4, 4, 3, step_halves=1, registers=_MANY_DECODERS),
         Variant(128, 2, 8, 3, 4, 4, step_halves=1),
         ClusterVariant(128, (2, 2), 6, 2),
-        ClusterVariant(128, (2, 1), 5, 2),
         ClusterVariant(128, (1, 2), 6, 2),
     ),
     256: (
