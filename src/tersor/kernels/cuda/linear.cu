@@ -22,7 +22,7 @@
 
 constexpr bool ONE_WAY = BLOCKS_PER_SM > 3 && __CUDA_ARCH__ >= 1000;  // for want of registers: read slots as memory
 constexpr int THREADS = (CONSUMERS + TILES) * WARP;
-constexpr int SUM = TOKENS * SUM_PITCH;             // floats of one segment
+constexpr int SUM = STRIP * TOKENS;                 // floats of one segment
 [[maybe_unused]] constexpr int READY = 1;           // named barriers: the slice of x is in place,
 constexpr int FULL = 2, EMPTY = 4;                  // + 0 or 1: which of the buffers
 
@@ -83,18 +83,19 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
         float* own = sums + (round % BUFFERS * CONSUMERS + warp) * SUM;
         if (halves > 0) {
             const float low = RowScale(record.slot, g, p.unit).sums(), high = RowScale(record.slot, g + 8, p.unit).sums();
-            float* out = own + 2 * t * SUM_PITCH + g;
+            constexpr int TWO = TILE > 1 ? 2 : 1;  // tokens 2 t and 2 t + 1
 #pragma unroll
-            for (int n = 0; n < TILES; n++, out += 8 * SUM_PITCH) {
-                if (2 * t < TILE) {
-                    out[0] = (sum[0][n][0] + sum[1][n][0]) * low;
-                    out[8] = (sum[0][n][2] + sum[1][n][2]) * high;
+            for (int n = 0; n < TILES; n++)
+                if (TWO * t < TILE) {
+                    Floats<TWO> of_low, of_high;
+#pragma unroll
+                    for (int k = 0; k < TWO; k++) {
+                        of_low.value[k] = (sum[0][n][k] + sum[1][n][k]) * low;
+                        of_high.value[k] = (sum[0][n][2 + k] + sum[1][n][2 + k]) * high;
+                    }
+                    of_low.store(own + sum_at(g, n * 8 + 2 * t));
+                    of_high.store(own + sum_at(g + 8, n * 8 + 2 * t));
                 }
-                if (2 * t + 1 < TILE) {
-                    out[SUM_PITCH] = (sum[0][n][1] + sum[1][n][1]) * low;
-                    out[SUM_PITCH + 8] = (sum[0][n][3] + sum[1][n][3]) * high;
-                }
-            }
             const Activations own_x = p.x.from(first);
             __syncwarp();
 #pragma unroll 1
@@ -123,6 +124,7 @@ __device__ __forceinline__ void finish(const Problem& p, const Output& out, cons
     const int tile = threadIdx.x / WARP - CONSUMERS, lane = threadIdx.x % WARP;
     const int row = lane % STRIP, token = tile * 8 + lane / STRIP * OWN;
     Position place{(int)blockIdx.x, 0};
+    const int own = sum_at(row, min(token, TOKENS - OWN));
     float total[OWN] = {};
     previous_done();
 #if SLICE
@@ -131,24 +133,31 @@ __device__ __forceinline__ void finish(const Problem& p, const Output& out, cons
 #endif
     for (int round = 0; round < p.rounds; round++) {
         barrier_sync(FULL + round % BUFFERS, THREADS);
-        const float* in = sums + round % BUFFERS * CONSUMERS * SUM + min(token, TOKENS - OWN) * SUM_PITCH + row;
+        const float* in = sums + round % BUFFERS * CONSUMERS * SUM + own;
 #pragma unroll 1
         for (int s = 0; s < SPANS && place.strip < p.strips; s++, in += SPAN_SEGMENTS * SUM) {
             const int r = place.strip * STRIP + row;
-            const bool last = place.span + 1 == p.spans;
+            Floats<OWN> part = {};
 #pragma unroll
-            for (int k = 0; k < OWN; k++) {
-                float part = 0;
+            for (int i = 0; i < SPAN_SEGMENTS; i++) {
+                const auto one = Floats<OWN>::at(in + i * SUM);
 #pragma unroll
-                for (int i = 0; i < SPAN_SEGMENTS; i++) part += in[i * SUM + k * SUM_PITCH];
-                const bool write = r < out.rows && token + k < p.tokens;
-                if (gridDim.y > 1) {
-                    if (write) out.partial[((long long)place.span * p.tokens + token + k) * out.rows + r] = part;
-                } else {
-                    total[k] += part;
-                    if (last && write)
-                        out.y[(long long)(token + k) * out.rows + r] =
-                            to_bf16(total[k] + (out.bias ? from_bf16(__ldg(out.bias + r)) : 0.f));
+                for (int k = 0; k < OWN; k++) part.value[k] += one.value[k];
+            }
+            const int keep = r < out.rows ? p.tokens - token : 0;  // of this lane's tokens, or more
+            if (gridDim.y > 1) {
+                float* to = out.partial + ((long long)place.span * p.tokens + token) * out.rows + r;
+#pragma unroll
+                for (int k = 0; k < OWN; k++, to += out.rows)
+                    if (k < keep) *to = part.value[k];
+            } else {
+                const bool last = place.span + 1 == p.spans;
+                const float bias = last && keep > 0 && out.bias ? from_bf16(__ldg(out.bias + r)) : 0.f;
+                u16* to = out.y + (long long)token * out.rows + r;
+#pragma unroll
+                for (int k = 0; k < OWN; k++, to += out.rows) {
+                    total[k] += part.value[k];
+                    if (last && k < keep) *to = to_bf16(total[k] + bias);
                     if (last) total[k] = 0;
                 }
             }
@@ -169,7 +178,7 @@ linear(const u8* __restrict__ weights,  // stages
     extern __shared__ __align__(128) u8 shared[];
     constexpr int row_halves = X_PITCH / HALF_COLS;
     u8* slots = shared + CONSUMERS * STAGES * STAGE_BYTES;
-    float* sums = (float*)(slots + CONSUMERS * SLOT_BYTES);  // [BUFFERS][CONSUMERS][TOKENS][SUM_PITCH]
+    float* sums = (float*)(slots + CONSUMERS * SLOT_BYTES);  // [BUFFERS][CONSUMERS] as sum_at says
     const int first_span = SLICE * blockIdx.y, first_half = first_span * SPAN_HALVES;
     Problem p;
     p.weights = weights + (long long)first_half * HALF_BYTES;

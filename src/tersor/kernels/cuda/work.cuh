@@ -18,11 +18,24 @@ constexpr int SEGMENT_HALVES = SEGMENT_COLS / HALF_COLS, SPAN_HALVES = SPAN_COLS
 constexpr int SEGMENT_STAGES = SEGMENT_HALVES / 2, SPAN_SEGMENTS = SPAN_COLS / SEGMENT_COLS;
 constexpr int SPANS = CONSUMERS / SPAN_SEGMENTS;    // in a round
 constexpr int LINE = 128;                           // bytes of a cache line
-constexpr int SUM_PITCH = STRIP + 1;                // floats; keeps tokens in different banks
 
 // Every segment is whole or empty: no part of one needs a check of its own.
 constexpr bool WHOLE = X_PITCH % SEGMENT_COLS == 0;
 static_assert(SEGMENT_STAGES % STAGES == 0, "the stages of every segment lie at the same places of a ring");
+
+// Sums of neighbouring tokens, read and written at once.
+template <int N>
+struct alignas(N * sizeof(float)) Floats {
+    float value[N];
+    static __device__ __forceinline__ Floats at(const float* from) { return *(const Floats*)from; }
+    __device__ __forceinline__ void store(float* to) const { *(Floats*)to = *this; }
+};
+
+// Where the sum of a row and token is among a segment's: tokens side by side, the eights of neighbouring rows exchanged
+// so that whoever has two or four tokens of eight or four rows finds them in different banks.
+__device__ __forceinline__ constexpr int sum_at(int row, int token) {
+    return row * TOKENS + (TILES > 1 ? token ^ row * TOKENS / 32 * 8 % TOKENS : token);
+}
 
 // Where in its share of the matrix a warp is. Spans are counted within blockIdx.y's columns.
 struct Position {
@@ -57,12 +70,13 @@ struct Problem {
 // A segment in memory, as one lane of a warp copies it.
 struct Source {
     static constexpr int COPIES = STAGE_BYTES / (WARP * 16), REST = STAGE_BYTES % (WARP * 16) / 16;  // lanes of the last
-    const u8* from;   // this lane's first 16 bytes
+    static constexpr int MIDDLE = SEGMENT_STAGES / 2 * STAGE_BYTES;
+    const u8* from;   // this lane's first 16 bytes, MIDDLE on: copies have short constant offsets, to both sides
     int left;         // bytes from there on
 
     __device__ __forceinline__ Source(const Problem& p, Position at, int segment, int lane) {
         const int first = at.span * SPAN_HALVES + segment * SEGMENT_HALVES;
-        from = p.weights + ((long long)at.strip * p.row_halves + first) * HALF_BYTES + lane * 16;
+        from = p.weights + ((long long)at.strip * p.row_halves + first) * HALF_BYTES + lane * 16 + MIDDLE;
         left = min(p.from(at, segment), SEGMENT_HALVES) * HALF_BYTES;
         if (!WHOLE) left -= lane * 16;
     }
@@ -71,7 +85,7 @@ struct Source {
 #pragma unroll
         for (int i = 0; i < COPIES + (REST > 0); i++) {
             const int at = i * WARP * 16, before = stage * STAGE_BYTES + at;
-            copy_async_16_if(left > (WHOLE ? 0 : before) && (i < COPIES || lane < REST), to + at, from + before);
+            copy_async_16_if(left > (WHOLE ? 0 : before) && (i < COPIES || lane < REST), to + at, from + (before - MIDDLE));
         }
     }
 };

@@ -11,7 +11,6 @@ from tersor.kernels.fused.layout import SPAN_COLS, STRIP_ROWS, Geometry
 from tersor.kernels.launcher import Kernel, Launch
 
 SLOT_BYTES = 1024  # of a segment's record that are kept at hand, per warp: 244 exceptions, 3 %
-_SUM_PITCH = STRIP_ROWS + 1
 _EVEN = 0.9
 
 
@@ -40,7 +39,7 @@ class Variant:
     def shared(self, stage_bytes: int) -> int:
         """Bytes of dynamic shared memory of a block, laid out as in linear.cu."""
         rings = self.consumers * (self.stages * stage_bytes + self.slot_bytes)
-        sums = self.buffers * self.consumers * self.tokens * _SUM_PITCH * 4
+        sums = self.buffers * self.consumers * self.tokens * STRIP_ROWS * 4
         return rings + sums + self.tokens * self.slice_spans * SPAN_COLS * 2
 
     def program(self, geometry: Geometry) -> Program:
