@@ -52,8 +52,9 @@ struct Activations {
     // Put this slice into shared memory, two columns of eight tokens per thread and turn.
     __device__ __forceinline__ void stage(int columns, int tokens, int thread, int threads) const {
 #if SLICE
+        constexpr int TURNS = (CONSUMERS + ADDERS) * BLOCKS_PER_SM > 20 ? 1 : 2;  // at once, as registers allow
         const int pairs = columns / 2;
-#pragma unroll 2
+#pragma unroll TURNS
         for (int i = thread; i < pairs * (TOKENS / 8); i += threads) {
             const int tile = i / pairs, c = i % pairs * 2;
             u32 two[8];
