@@ -20,7 +20,8 @@
 //            them, in the same order.
 #include "exception_sums.cuh"
 
-constexpr bool ONE_WAY = BLOCKS_PER_SM > 3 && __CUDA_ARCH__ >= 1000;  // for want of registers: read slots as memory
+// For want of registers, with so many blocks: read slots as memory.
+constexpr bool ONE_WAY = (BLOCKS_PER_SM > 3 && __CUDA_ARCH__ != 900) || (BLOCKS_PER_SM > 2 && __CUDA_ARCH__ >= 1200);
 constexpr int THREADS = (CONSUMERS + ADDERS) * WARP;
 constexpr int SUM = STRIP * TOKENS;                 // floats of one segment
 [[maybe_unused]] constexpr int READY = 1;           // named barriers: the slice of x is in place,
@@ -112,17 +113,13 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
         stream.now = stream.next;
         if (round >= BUFFERS) barrier_sync(EMPTY + round % BUFFERS, THREADS);
         float* own = sums + (round % BUFFERS * CONSUMERS + warp) * BAND * SUM;
+        if (halves > 0) {
 #pragma unroll
-        for (int u = 0; u < BAND; u++)
-            if (halves > 0)
-                leave(p, sum[u], own + u * SUM, record[u].slot, lane);
-            else
-                for (int i = lane; i < SUM; i += WARP) own[u * SUM + i] = 0;
-        const Activations own_x = p.x.from(first);
-        __syncwarp();
+            for (int u = 0; u < BAND; u++) leave(p, sum[u], own + u * SUM, record[u].slot, lane);
+            const Activations own_x = p.x.from((p.halves - halves) * HALF_COLS);  // `first`, without a register for it
+            __syncwarp();
 #pragma unroll 1
-        for (int u = 0; u < BAND; u++, own += SUM)
-            if (halves > 0 && u < strips) {
+            for (int u = 0; u < strips; u++, own += SUM) {
                 const Record here{record[0].slot + u * SLOT_BYTES};
 #pragma unroll 1
                 for (int n = 0; n < TILES && n * 8 < p.tokens; n += TOGETHER)
@@ -132,6 +129,10 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
                         add_exceptions<true>(own, here.slot, here.whole() ? here.slot : here.in_memory(p), p.unit, lane,
                                              own_x, n);
             }
+        } else {
+#pragma unroll 1
+            for (int i = lane; i < BAND * SUM; i += WARP) own[i] = 0;
+        }
         barrier_arrive(FULL + round % BUFFERS, THREADS);
     }
 }

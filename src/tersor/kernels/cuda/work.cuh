@@ -75,7 +75,7 @@ struct Problem {
 // A band's segment in memory, as one lane of a warp copies it.
 struct Source {
     static constexpr int COPIES = STAGE_BYTES / (WARP * 16), REST = STAGE_BYTES % (WARP * 16) / 16;  // lanes of the last
-    static constexpr int MIDDLE = SEGMENT_STAGES / 2 * STAGE_BYTES;
+    static constexpr int MIDDLE = CONSUMERS * BLOCKS_PER_SM > 16 ? 0 : SEGMENT_STAGES / 2 * STAGE_BYTES;
     const u8* from;   // this lane's first 16 bytes, MIDDLE on: copies have short constant offsets, to both sides
     int left;         // bytes from there on, in every strip
     int strips;
