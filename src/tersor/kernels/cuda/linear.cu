@@ -21,7 +21,7 @@
 #include "exception_sums.cuh"
 
 // For want of registers, with so many blocks: read slots as memory.
-constexpr bool ONE_WAY = (BLOCKS_PER_SM > 3 && __CUDA_ARCH__ != 900) || (BLOCKS_PER_SM > 2 && __CUDA_ARCH__ >= 1200);
+constexpr bool ONE_WAY = (BLOCKS_PER_SM > 3 && __CUDA_ARCH__ != 900) || (BLOCKS_PER_SM > 2 && __CUDA_ARCH__ >= 1000);
 constexpr int THREADS = (CONSUMERS + ADDERS) * WARP;
 constexpr int SUM = STRIP * TOKENS;                 // floats of one segment
 [[maybe_unused]] constexpr int READY = 1;           // named barriers: the slice of x is in place,

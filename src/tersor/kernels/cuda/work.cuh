@@ -75,8 +75,11 @@ struct Problem {
 // A band's segment in memory, as one lane of a warp copies it.
 struct Source {
     static constexpr int COPIES = STAGE_BYTES / (WARP * 16), REST = STAGE_BYTES % (WARP * 16) / 16;  // lanes of the last
-    static constexpr int MIDDLE = CONSUMERS * BLOCKS_PER_SM > 16 ? 0 : SEGMENT_STAGES / 2 * STAGE_BYTES;
-    const u8* from;   // this lane's first 16 bytes, MIDDLE on: copies have short constant offsets, to both sides
+    // Copies have short constant offsets from the segment's middle; where registers are short, from its begin, or ptxas
+    // spills (sm_100: the other way round).
+    static constexpr bool CROWDED = CONSUMERS * BLOCKS_PER_SM > 16 && __CUDA_ARCH__ != 1000;
+    static constexpr int MIDDLE = CROWDED ? 0 : SEGMENT_STAGES / 2 * STAGE_BYTES;
+    const u8* from;   // this lane's first 16 bytes, MIDDLE on
     int left;         // bytes from there on, in every strip
     int strips;
 
