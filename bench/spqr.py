@@ -1,26 +1,38 @@
-"""Quantised products against cuBLAS: python bench/spqr.py [--tokens 1,8] [--json FILE] [--sweep] [--sparse]."""
+"""Quantised products against cuBLAS.
+
+python bench/spqr.py [--tokens 1,8] [--json FILE] [--sweep [--four-bits]] [--sparse]
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn.functional import linear
 
+from tersor.format.errors import VerificationError
 from tersor.kernels import bench_spqr, measure
 from tersor.kernels.bench import SHAPES, geometric_mean
-from tersor.kernels.bench_spqr import FOUR_BITS, KINDS, THREE_BITS, Product
+from tersor.kernels.bench_spqr import FOUR_BITS, KINDS, THREE_BITS, Kind, Product
+from tersor.kernels.compiler import Program, machine_code
 from tersor.kernels.fused.variant import Variant
-from tersor.kernels.launcher import shared_limit
+from tersor.kernels.launcher import architecture, multiprocessors, shared_limit
 from tersor.kernels.spqr import device
+from tersor.kernels.spqr.layout import Geometry, geometry_of
+from tersor.kernels.spqr.linear import variant_for
 
 _OUTLIER_TOKENS = (1, 8)  # for kinds that differ by their outliers only
-_SWEPT_SHAPES = ((4096, 4096), (6144, 4096), (14336, 4096), (28672, 4096), (4096, 14336))
 # Streaming warps, ring stages, blocks per multiprocessor; then spans of activations in shared memory, if any.
 _FEW = ((8, 4, 2), (8, 4, 3), (10, 4, 2), (16, 4, 1), (20, 4, 1), (6, 4, 3), (6, 4, 4), (4, 4, 5), (8, 2, 3))
 _SLICED = ((16, 4, 1, 4), (20, 4, 1, 4), (12, 4, 1, 7), (8, 4, 2, 2), (16, 4, 1, 2))
@@ -28,10 +40,16 @@ _BUILDS = {
     1: [Variant(1, *build) for build in _FEW],
     8: [Variant(8, *build) for build in _FEW + _SLICED],
     16: [
-        Variant(16, *build)
-        for build in ((16, 4, 1, 4), (16, 4, 1, 2), (12, 4, 1, 2), (20, 4, 1, 2), (8, 4, 2, 1))
+        *(Variant(16, *build) for build in ((8, 4, 2, 1), (10, 4, 2, 1), (6, 4, 2, 1), (16, 4, 1, 2))),
+        *(Variant(16, *build, slot_bytes=768) for build in ((6, 4, 3, 1), (20, 4, 1, 2), (12, 4, 1, 4))),
+        *(Variant(16, warps, 4, 1, 4, buffers=1, slot_bytes=768) for warps in (14, 16)),
+        *(Variant(16, *build, band=2) for build in ((6, 2, 2, 1), (8, 4, 1, 2), (12, 2, 1, 2))),
+        Variant(16, 14, 2, 1, 2, slot_bytes=768, band=2),
+        Variant(16, 8, 2, 2, 1, slot_bytes=768, band=2, adders=1),
     ],
 }
+_SWEPT_KINDS = (FOUR_BITS, THREE_BITS)
+_COMPILING = 16  # processes
 
 
 def main() -> None:
@@ -40,13 +58,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--sweep", action="store_true", help="every build worth trying instead")
     parser.add_argument("--sparse", action="store_true", help="the outliers alone instead")
+    parser.add_argument("--four-bits", action="store_true", help="of the sweep, 4 bits only")
     args = parser.parse_args()
+    tokens = [int(t) for t in args.tokens.split(",")]
     if args.sweep:
-        found = sweep()
+        found = sweep(tokens, _SWEPT_KINDS[: 1 if args.four_bits else None])
     elif args.sparse:
         found = sparse()
     else:
-        found = products([int(t) for t in args.tokens.split(",")])
+        found = products(tokens)
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
 
@@ -88,27 +108,90 @@ def sparse() -> list[dict[str, object]]:
     return results
 
 
-def sweep() -> list[dict[str, object]]:
-    """Every build of the product for few tokens, to choose `spqr.linear.variant_for` by."""
-    measure.warm_up(torch.device("cuda"))
-    limit, results = shared_limit(torch.device("cuda", torch.cuda.current_device())), []
-    for kind in (FOUR_BITS, THREE_BITS):
-        for rows, cols in _SWEPT_SHAPES:
+def sweep(tokens: Sequence[int], kinds: Sequence[Kind]) -> list[dict[str, object]]:
+    """Every build of the product for few tokens, to choose `spqr.linear.variant_for` by; each is checked first."""
+    gpu = torch.device("cuda", torch.cuda.current_device())
+    limit, results = shared_limit(gpu), []
+    for kind in kinds:
+        geometries = [
+            geometry_of(*shape, kind.bits, kind.group, kind.run, kind.stat_bits) for shape in SHAPES
+        ]
+        builds = {m: [v for v in _BUILDS[m] if _fits(v, geometries, limit)] for m in tokens if m in _BUILDS}
+        _compile({v.program(g) for own in builds.values() for v in own for g in geometries if g}, gpu)
+        measure.warm_up(gpu)
+        ratios: dict[Variant, list[float]] = {}
+        for rows, cols in SHAPES:
             own = bench_spqr.sample(rows, cols, kind)
             packed = own.copies()
             plain = [own.weight.clone() for _ in range(measure.copies(2 * rows * cols))]
-            stage = own.matrix.geometry.stage_bytes
-            for m, builds in _BUILDS.items():
-                x = torch.randn(m, cols, device="cuda", dtype=torch.bfloat16)
-                fitting = [v for v in builds if v.shared(stage) * v.blocks_per_sm <= limit]
-                calls = [[partial(device.linear, x, p, None, v) for p in packed] for v in fitting]
+            for m, tried in builds.items():
+                x = torch.randn(m, cols, device=gpu, dtype=torch.bfloat16)
+                chosen = variant_for(m, own.matrix.geometry, multiprocessors(gpu), limit)
+                every = [chosen, *(v for v in tried if v != chosen)]
+                _check(x, own, every)
+                calls = [[partial(device.linear, x, p, None, v) for p in packed] for v in every]
                 cublas, *times = measure.seconds([partial(linear, x, w) for w in plain], *calls, replays=11)
                 print(f"{kind}, {rows} x {cols}, m = {m}, cuBLAS {cublas * 1e6:.1f} us")
-                for v, seconds in zip(fitting, times, strict=True):
-                    print(f"  {cublas / seconds:5.2f}  {seconds * 1e6:6.1f} us  {v}", flush=True)
+                best = min(times)
+                for v, seconds in zip(every, times, strict=True):
+                    mark = " chosen" * (v == chosen) + " BEST" * (seconds == best)
+                    print(f"  {cublas / seconds:5.2f}  {seconds * 1e6:6.1f} us  {_name(v)}{mark}", flush=True)
                     build = asdict(v) | {"kind": str(kind), "rows": rows, "cols": cols, "seconds": seconds}
                     results.append(build | {"cublas": cublas})
+                    ratios.setdefault(v, []).append(cublas / seconds)
+            del own, packed, plain
+        print(f"{kind}, geometric means of the builds that every shape was multiplied by:")
+        for v, found in sorted(ratios.items(), key=lambda entry: -geometric_mean(entry[1])):
+            if len(found) == len(SHAPES):
+                print(f"  {geometric_mean(found):6.3f}  {_name(v)}")
+        for m in builds:
+            best_of = [
+                max(float(r["cublas"]) / float(r["seconds"]) for r in results if _is(r, kind, shape, m))
+                for shape in SHAPES
+            ]
+            print(f"  {geometric_mean(best_of):6.3f}  the best for each shape, m = {m}")
     return results
+
+
+def _fits(variant: Variant, geometries: Sequence[Geometry | None], limit: int) -> bool:
+    return all(g and variant.shared(g.stage_bytes) * variant.blocks_per_sm <= limit for g in geometries)
+
+
+def _is(result: dict[str, Any], kind: Kind, shape: tuple[int, int], tokens: int) -> bool:
+    own = result["kind"], (result["rows"], result["cols"]), result["tokens"]
+    return own == (str(kind), shape, tokens)
+
+
+def _name(v: Variant) -> str:
+    """Only what is not as usual, but for how many warps there are and how deep the rings are."""
+    usual = Variant(v.tokens, 0, 0)
+    return " ".join(f"{name} {value}" for name, value in asdict(v).items() if value != getattr(usual, name))
+
+
+def _compile(programs: set[Program], gpu: torch.device) -> None:
+    """All of them into the cache, in processes of their own: one after another takes minutes."""
+    started = time.perf_counter()
+    with ProcessPoolExecutor(min(_COMPILING, os.cpu_count() or 1), get_context("spawn")) as pool:
+        list(pool.map(machine_code, programs, repeat(architecture(gpu))))
+    print(f"{len(programs)} builds compiled in {time.perf_counter() - started:.0f} s", flush=True)
+
+
+def _check(x: torch.Tensor, own: bench_spqr.Sample, builds: Sequence[Variant]) -> None:
+    """An error like cuBLAS's, and the same bits from every build."""
+    exact = x.double() @ own.weight.double().T
+
+    def error(y: torch.Tensor) -> float:
+        return float((y.double() - exact).norm() / exact.norm())
+
+    most = bench_spqr.WORST_ERROR * error(linear(x, own.weight))
+    first = device.linear(x, own.matrix, None, builds[0])
+    for build in builds:
+        torch.full_like(first, float("nan"))  # freed: poison
+        y = device.linear(x, own.matrix, None, build)
+        if not error(y) <= most or not torch.equal(y, first):
+            raise VerificationError(
+                f"{build}: error {error(y):.1e}, {most:.1e} allowed; the bits of {builds[0]}?"
+            )
 
 
 if __name__ == "__main__":

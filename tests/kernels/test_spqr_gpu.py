@@ -40,6 +40,12 @@ BUILDS = [
     Variant(1, 8, 4, 2, slot_bytes=2560),  # a whole row of outliers fits
     Variant(8, 8, 4, 2, slot_bytes=2560),
     Variant(16, 16, 4, slice_spans=2),
+    Variant(16, 10, 4, 2, slice_spans=1),
+    Variant(16, 16, 4, 1, slice_spans=4, buffers=1, slot_bytes=768),
+    Variant(16, 6, 2, 2, slice_spans=1, band=2),  # two strips at a time
+    Variant(16, 14, 2, 1, slice_spans=2, slot_bytes=768, band=2),
+    Variant(16, 8, 2, 2, slice_spans=1, slot_bytes=768, band=2, adders=1),
+    Variant(8, 8, 4, band=2),
 ]
 PRODUCTS = {"g32 two levels": 4, "g16 two levels": 3, "g128": 4, "wide codes": 8, "g16 direct": 5}
 

@@ -52,8 +52,9 @@ struct Activations {
     // Put this slice into shared memory, two columns of eight tokens per thread and turn.
     __device__ __forceinline__ void stage(int columns, int tokens, int thread, int threads) const {
 #if SLICE
+        constexpr int TURNS = (CONSUMERS + ADDERS) * BLOCKS_PER_SM > 20 ? 1 : 2;  // at once, as registers allow
         const int pairs = columns / 2;
-#pragma unroll 2
+#pragma unroll TURNS
         for (int i = thread; i < pairs * (TOKENS / 8); i += threads) {
             const int tile = i / pairs, c = i % pairs * 2;
             u32 two[8];
@@ -88,7 +89,10 @@ struct StageActivations {
         const int piece = r / 2 * APART + ((m / 2 * 4 + m % 2 * 2 + r % 2) ^ (r / 2) << 1);
         begin = shared_address(from.slice) + piece * 16;
     }
-    __device__ __forceinline__ void aim(int first, int, int) { address = begin + first * 16; }
+    __device__ __forceinline__ void aim(int first, int, int) {
+        address = begin + first * 16;
+        asm("" : "+r"(address));  // or the compiler works the address out again for every load
+    }
     __device__ __forceinline__ void prefetch(int) {}
     // Operands of the steps 2 * two and 2 * two + 1 of half h: 8 columns further for the second two.
     __device__ __forceinline__ void load(u32 (&b)[4], int tile, int stage, int h, int two) const {

@@ -109,14 +109,17 @@ __device__ __forceinline__ void add_exceptions(float* sums, const u8* slot, cons
                 if (lane == 2 * long_row) sum[n][k] = part[n][k];
             }
     }
-    float* out = sums + (tile * 8 + KEPT * j) * SUM_PITCH + row;
 #pragma unroll
-    for (int n = 0; n < TOGETHER; n++)
+    for (int n = 0; n < TOGETHER; n++) {
+        float* at = sums + sum_at(row, (tile + n) * 8 + (TILE > 1 ? KEPT * j : 0));
+        auto out = Floats<KEPT>::at(at);
 #pragma unroll
         for (int k = 0; k < KEPT; k++) {  // lane j keeps tokens KEPT j + k
             const int other = TILE > 1 ? k + KEPT : k;
             const float kept = j ? sum[n][other] : sum[n][k], sent = j ? sum[n][k] : sum[n][other];
             const float both = kept + __shfl_xor_sync(ALL_LANES, sent, 1);
-            if (TILE > 1 || j == 0) out[(n * 8 + k) * SUM_PITCH] += both * scale.exceptions();
+            out.value[k] += both * scale.exceptions();
         }
+        if (TILE > 1 || j == 0) out.store(at);
+    }
 }

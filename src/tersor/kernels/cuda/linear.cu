@@ -6,7 +6,7 @@
 //   CONSUMERS warps   two per span of the round, one per segment (512 columns): stream the segment through a
 //                     ring, decode, multiply on the tensor cores, add the segment's exceptions on the ordinary
 //                     cores, leave 16 x TOKENS sums in `sums`, go on
-//   1 warp            per 8 tokens: adds the segments up in their fixed order and writes
+//   ADDERS warps      one per 8 tokens, or one for all: add the segments up in their fixed order and write
 //
 // The two meet once a round through `sums`, which is double (BUFFERS = 2) where there is room: consumers run up to
 // a round ahead, and the stream from memory never stops at the end of a strip.
@@ -20,23 +20,48 @@
 //            them, in the same order.
 #include "exception_sums.cuh"
 
-constexpr bool ONE_WAY = BLOCKS_PER_SM > 3 && __CUDA_ARCH__ >= 1000;  // for want of registers: read slots as memory
-constexpr int THREADS = (CONSUMERS + TILES) * WARP;
-constexpr int SUM = TOKENS * SUM_PITCH;             // floats of one segment
+// For want of registers, with so many blocks: read slots as memory.
+constexpr bool ONE_WAY = (BLOCKS_PER_SM > 3 && __CUDA_ARCH__ != 900) || (BLOCKS_PER_SM > 2 && __CUDA_ARCH__ >= 1000);
+constexpr int THREADS = (CONSUMERS + ADDERS) * WARP;
+constexpr int SUM = STRIP * TOKENS;                 // floats of one segment
 [[maybe_unused]] constexpr int READY = 1;           // named barriers: the slice of x is in place,
 constexpr int FULL = 2, EMPTY = 4;                  // + 0 or 1: which of the buffers
 
 constexpr int CHAINS = 2;                           // of matrix instructions, each waiting for the one before
 
+// A segment's sums to `own`.
+__device__ __forceinline__ void leave(const Problem& p, const float (&sum)[CHAINS][TILES][4], float* own, const u8* slot,
+                                      int lane) {
+    constexpr int TWO = TILE > 1 ? 2 : 1;  // tokens 2 t and 2 t + 1
+    const int g = lane / 4, t = lane % 4;
+    const float low = RowScale(slot, g, p.unit).sums(), high = RowScale(slot, g + 8, p.unit).sums();
+#pragma unroll
+    for (int n = 0; n < TILES; n++)
+        if (TWO * t < TILE) {
+            Floats<TWO> of_low, of_high;
+#pragma unroll
+            for (int k = 0; k < TWO; k++) {
+                of_low.value[k] = (sum[0][n][k] + sum[1][n][k]) * low;
+                of_high.value[k] = (sum[0][n][2 + k] + sum[1][n][2 + k]) * high;
+            }
+            of_low.store(own + sum_at(g, n * 8 + 2 * t));
+            of_high.store(own + sum_at(g + 8, n * 8 + 2 * t));
+        }
+}
+
 __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots, float* sums) {
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int segment = warp % SPAN_SEGMENTS;
-    stages += warp * STAGES * STAGE_BYTES;
+    stages += warp * STAGES * BAND * STAGE_BYTES;
     Position place{(int)blockIdx.x, 0};
     for (int i = warp / SPAN_SEGMENTS; i > 0; i--) place.advance(1, p.spans);
     Stream stream(stages, Source(p, place, segment, lane), lane);
-    Record record{slots + warp * SLOT_BYTES};
-    record.locate(p, place, segment);
+    Record record[BAND];
+#pragma unroll
+    for (int u = 0; u < BAND; u++) {
+        record[u].slot = slots + (warp * BAND + u) * SLOT_BYTES;
+        record[u].locate(p, place, u, segment);
+    }
     previous_done();
     let_next_begin();
 #if SLICE
@@ -46,27 +71,32 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
     StageActivations<TILES> x(p.x, lane);
 #pragma unroll 1
     for (int round = 0; round < p.rounds; round++) {
-        float sum[CHAINS][TILES][4] = {};
+        float sum[BAND][CHAINS][TILES][4] = {};
         const int first = (place.span * SPAN_HALVES + segment * SEGMENT_HALVES) * HALF_COLS;
-        const int halves = p.from(place, segment);
-        __syncwarp();  // every lane is done with the record before
-        record.ask(p, lane);
+        const int halves = p.from(place, segment), strips = p.strips_of(place);
+        __syncwarp();  // every lane is done with the records before
         p.move(place);
-        record.locate(p, place, segment);
+#pragma unroll
+        for (int u = 0; u < BAND; u++) {
+            record[u].ask(p, lane);
+            record[u].locate(p, place, u, segment);
+        }
         x.aim(first, halves, lane);
 #pragma unroll
         for (int stage = 0; stage < SEGMENT_STAGES; stage++) {
             x.prefetch(stage);
             stream.wait();
-            Stage weight;
-            weight.open(stages + stage % STAGES * STAGE_BYTES, lane);
+            Stage weight[BAND];
+#pragma unroll
+            for (int u = 0; u < BAND; u++) weight[u].open(stages + (stage % STAGES * BAND + u) * STAGE_BYTES, lane);
             if (stage + STAGES - 1 == SEGMENT_STAGES) stream.next = Source(p, place, segment, lane);
             stream.fetch(stage + STAGES - 1);
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 if (!WHOLE && 2 * stage + h >= halves) break;  // of empty segments all is multiplied, and not kept
-                u32 a[STEPS][4];
-                weight.half(a, h);
+                u32 a[BAND][STEPS][4];
+#pragma unroll
+                for (int u = 0; u < BAND; u++) weight[u].half(a[u], h);
 #pragma unroll
                 for (int i = 0; i < STEPS; i += CHAINS)
 #pragma unroll
@@ -74,37 +104,34 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
                         u32 b[2 * CHAINS];
                         x.load(b, n, stage, h, i / CHAINS);
 #pragma unroll
-                        for (int k = 0; k < CHAINS; k++) mma_bf16(sum[k][n], a[i + k], b[2 * k], b[2 * k + 1]);
+                        for (int u = 0; u < BAND; u++)
+#pragma unroll
+                            for (int k = 0; k < CHAINS; k++) mma_bf16(sum[u][k][n], a[u][i + k], b[2 * k], b[2 * k + 1]);
                     }
             }
         }
         stream.now = stream.next;
         if (round >= BUFFERS) barrier_sync(EMPTY + round % BUFFERS, THREADS);
-        float* own = sums + (round % BUFFERS * CONSUMERS + warp) * SUM;
+        float* own = sums + (round % BUFFERS * CONSUMERS + warp) * BAND * SUM;
         if (halves > 0) {
-            const float low = RowScale(record.slot, g, p.unit).sums(), high = RowScale(record.slot, g + 8, p.unit).sums();
-            float* out = own + 2 * t * SUM_PITCH + g;
 #pragma unroll
-            for (int n = 0; n < TILES; n++, out += 8 * SUM_PITCH) {
-                if (2 * t < TILE) {
-                    out[0] = (sum[0][n][0] + sum[1][n][0]) * low;
-                    out[8] = (sum[0][n][2] + sum[1][n][2]) * high;
-                }
-                if (2 * t + 1 < TILE) {
-                    out[SUM_PITCH] = (sum[0][n][1] + sum[1][n][1]) * low;
-                    out[SUM_PITCH + 8] = (sum[0][n][3] + sum[1][n][3]) * high;
-                }
-            }
-            const Activations own_x = p.x.from(first);
+            for (int u = 0; u < BAND; u++) leave(p, sum[u], own + u * SUM, record[u].slot, lane);
+            const Activations own_x = p.x.from((p.halves - halves) * HALF_COLS);  // `first`, without a register for it
             __syncwarp();
 #pragma unroll 1
-            for (int n = 0; n < TILES && n * 8 < p.tokens; n += TOGETHER)
-                if (!ONE_WAY && record.whole())
-                    add_exceptions<false>(own, record.slot, record.slot, p.unit, lane, own_x, n);
-                else
-                    add_exceptions<true>(own, record.slot, record.whole() ? record.slot : record.in_memory(p), p.unit, lane, own_x, n);
+            for (int u = 0; u < strips; u++, own += SUM) {
+                const Record here{record[0].slot + u * SLOT_BYTES};
+#pragma unroll 1
+                for (int n = 0; n < TILES && n * 8 < p.tokens; n += TOGETHER)
+                    if (!ONE_WAY && here.whole())
+                        add_exceptions<false>(own, here.slot, here.slot, p.unit, lane, own_x, n);
+                    else
+                        add_exceptions<true>(own, here.slot, here.whole() ? here.slot : here.in_memory(p), p.unit, lane,
+                                             own_x, n);
+            }
         } else {
-            for (int i = lane; i < SUM; i += WARP) own[i] = 0;
+#pragma unroll 1
+            for (int i = lane; i < BAND * SUM; i += WARP) own[i] = 0;
         }
         barrier_arrive(FULL + round % BUFFERS, THREADS);
     }
@@ -119,11 +146,11 @@ struct Output {
 
 // Lane = (tokens, row): add up the segments of each span, the spans of each strip, and write.
 __device__ __forceinline__ void finish(const Problem& p, const Output& out, const float* sums) {
-    constexpr int OWN = TILE > 1 ? TILE / 2 : 1;  // tokens of a lane
-    const int tile = threadIdx.x / WARP - CONSUMERS, lane = threadIdx.x % WARP;
-    const int row = lane % STRIP, token = tile * 8 + lane / STRIP * OWN;
+    constexpr int OWN = TILE > 1 ? TILE / 2 : 1, OWN_TILES = TILES / ADDERS;  // tokens of a lane, each in so many tiles
+    const int warp = threadIdx.x / WARP - CONSUMERS, lane = threadIdx.x % WARP, row = lane % STRIP;
+    const int first = warp * OWN_TILES * 8 + lane / STRIP * OWN;
     Position place{(int)blockIdx.x, 0};
-    float total[OWN] = {};
+    float total[BAND][OWN_TILES][OWN] = {};
     previous_done();
 #if SLICE
     p.x.stage(p.halves * HALF_COLS, p.tokens, threadIdx.x, THREADS);
@@ -131,25 +158,41 @@ __device__ __forceinline__ void finish(const Problem& p, const Output& out, cons
 #endif
     for (int round = 0; round < p.rounds; round++) {
         barrier_sync(FULL + round % BUFFERS, THREADS);
-        const float* in = sums + round % BUFFERS * CONSUMERS * SUM + min(token, TOKENS - OWN) * SUM_PITCH + row;
+        const float* in = sums + round % BUFFERS * CONSUMERS * BAND * SUM;
 #pragma unroll 1
-        for (int s = 0; s < SPANS && place.strip < p.strips; s++, in += SPAN_SEGMENTS * SUM) {
-            const int r = place.strip * STRIP + row;
+        for (int s = 0; s < SPANS && place.band < p.bands; s++, in += SPAN_SEGMENTS * BAND * SUM) {
             const bool last = place.span + 1 == p.spans;
 #pragma unroll
-            for (int k = 0; k < OWN; k++) {
-                float part = 0;
+            for (int u = 0; u < BAND; u++) {
+                const int r = (p.strip(place) + u) * STRIP + row;
+                const float bias = last && r < out.rows && out.bias ? from_bf16(__ldg(out.bias + r)) : 0.f;
 #pragma unroll
-                for (int i = 0; i < SPAN_SEGMENTS; i++) part += in[i * SUM + k * SUM_PITCH];
-                const bool write = r < out.rows && token + k < p.tokens;
-                if (gridDim.y > 1) {
-                    if (write) out.partial[((long long)place.span * p.tokens + token + k) * out.rows + r] = part;
-                } else {
-                    total[k] += part;
-                    if (last && write)
-                        out.y[(long long)(token + k) * out.rows + r] =
-                            to_bf16(total[k] + (out.bias ? from_bf16(__ldg(out.bias + r)) : 0.f));
-                    if (last) total[k] = 0;
+                for (int n = 0; n < OWN_TILES; n++) {
+                    const int token = first + 8 * n;
+                    const float* own = in + u * SUM + sum_at(row, min(token, TOKENS - OWN));
+                    Floats<OWN> part = {};
+#pragma unroll
+                    for (int i = 0; i < SPAN_SEGMENTS; i++) {
+                        const auto one = Floats<OWN>::at(own + i * BAND * SUM);
+#pragma unroll
+                        for (int k = 0; k < OWN; k++) part.value[k] += one.value[k];
+                    }
+                    const int keep = r < out.rows ? p.tokens - token : 0;  // of this lane's tokens, or more
+                    if (gridDim.y > 1) {
+                        float* to = out.partial + ((long long)place.span * p.tokens + token) * out.rows + r;
+#pragma unroll
+                        for (int k = 0; k < OWN; k++, to += out.rows)
+                            if (k < keep) *to = part.value[k];
+                        continue;
+                    }
+                    u16* to = out.y + (long long)token * out.rows + r;
+#pragma unroll
+                    for (int k = 0; k < OWN; k++, to += out.rows) {
+                        float& of_row = total[u][n][k];
+                        of_row += part.value[k];
+                        if (last && k < keep) *to = to_bf16(of_row + bias);
+                        if (last) of_row = 0;
+                    }
                 }
             }
             place.advance(1, p.spans);
@@ -168,8 +211,8 @@ linear(const u8* __restrict__ weights,  // stages
        int rows, int tokens, int unit) {
     extern __shared__ __align__(128) u8 shared[];
     constexpr int row_halves = X_PITCH / HALF_COLS;
-    u8* slots = shared + CONSUMERS * STAGES * STAGE_BYTES;
-    float* sums = (float*)(slots + CONSUMERS * SLOT_BYTES);  // [BUFFERS][CONSUMERS][TOKENS][SUM_PITCH]
+    u8* slots = shared + CONSUMERS * STAGES * BAND * STAGE_BYTES;
+    float* sums = (float*)(slots + CONSUMERS * BAND * SLOT_BYTES);  // [BUFFERS][CONSUMERS][BAND] as sum_at says
     const int first_span = SLICE * blockIdx.y, first_half = first_span * SPAN_HALVES;
     Problem p;
     p.weights = weights + (long long)first_half * HALF_BYTES;
@@ -177,15 +220,16 @@ linear(const u8* __restrict__ weights,  // stages
     p.records = records;
     p.tokens = tokens;
     p.strips = ceil_div(rows, STRIP);
+    p.bands = ceil_div(p.strips, BAND);
     p.row_halves = row_halves;
     p.row_segments = ceil_div(row_halves, SEGMENT_HALVES);
     p.unit = unit;
     p.halves = SLICE ? min(row_halves - first_half, SLICE * SPAN_HALVES) : row_halves;
     p.spans = ceil_div(p.halves, SPAN_HALVES);
-    p.strips_on = SPANS / p.spans * gridDim.x;
+    p.bands_on = SPANS / p.spans * gridDim.x;
     p.spans_on = SPANS % p.spans;
-    p.rounds = ceil_div(ceil_div(p.strips - (int)blockIdx.x, gridDim.x) * p.spans, SPANS);
-    u8* slice = (u8*)(sums + BUFFERS * CONSUMERS * SUM);
+    p.rounds = ceil_div(ceil_div(p.bands - (int)blockIdx.x, gridDim.x) * p.spans, SPANS);
+    u8* slice = (u8*)(sums + BUFFERS * CONSUMERS * BAND * SUM);
     p.x = Activations{x + first_span * SPAN_COLS, slice};
     if (threadIdx.x < CONSUMERS * WARP)
         consume(p, shared, slots, sums);

@@ -15,23 +15,38 @@ constexpr int TILE = TOKENS < 8 ? TOKENS : 8;  // tokens of a group
 constexpr int STRIP = TILE_ROWS;
 constexpr int HALF_COLS = STAGE_COLS / 2, HALF_BYTES = STAGE_BYTES / 2;
 constexpr int SEGMENT_HALVES = SEGMENT_COLS / HALF_COLS, SPAN_HALVES = SPAN_COLS / HALF_COLS;
+constexpr int STRIP_BYTES = X_PITCH / HALF_COLS * HALF_BYTES;
 constexpr int SEGMENT_STAGES = SEGMENT_HALVES / 2, SPAN_SEGMENTS = SPAN_COLS / SEGMENT_COLS;
 constexpr int SPANS = CONSUMERS / SPAN_SEGMENTS;    // in a round
 constexpr int LINE = 128;                           // bytes of a cache line
-constexpr int SUM_PITCH = STRIP + 1;                // floats; keeps tokens in different banks
 
 // Every segment is whole or empty: no part of one needs a check of its own.
 constexpr bool WHOLE = X_PITCH % SEGMENT_COLS == 0;
 static_assert(SEGMENT_STAGES % STAGES == 0, "the stages of every segment lie at the same places of a ring");
 
-// Where in its share of the matrix a warp is. Spans are counted within blockIdx.y's columns.
+// Sums of neighbouring tokens, read and written at once.
+template <int N>
+struct alignas(N * sizeof(float)) Floats {
+    float value[N];
+    static __device__ __forceinline__ Floats at(const float* from) { return *(const Floats*)from; }
+    __device__ __forceinline__ void store(float* to) const { *(Floats*)to = *this; }
+};
+
+// Where the sum of a row and token is among a segment's: tokens side by side, the eights of neighbouring rows exchanged
+// so that whoever has two or four tokens of eight or four rows finds them in different banks.
+__device__ __forceinline__ constexpr int sum_at(int row, int token) {
+    return row * TOKENS + (TILES > 1 ? token ^ row * TOKENS / 32 * 8 % TOKENS : token);
+}
+
+// Where in its share of the matrix a warp is. Spans are counted within blockIdx.y's columns; a *band* is the BAND
+// strips, one below the other, that a warp multiplies at a time: what it reads of the activations serves all of them.
 struct Position {
-    int strip, span;
+    int band, span;
 
     // By up to `spans`, those of a row.
     __device__ __forceinline__ void advance(int by, int spans) {
         span += by;
-        if (span >= spans) span -= spans, strip += gridDim.x;
+        if (span >= spans) span -= spans, band += gridDim.x;
     }
 };
 
@@ -40,39 +55,51 @@ struct Problem {
     const int* places;   // of the first record of this slice
     const u8* records;
     Activations x;       // of this slice
-    int tokens, strips, row_halves, row_segments, unit;  // of the whole matrix,
+    int tokens, strips, bands, row_halves, row_segments, unit;  // of the whole matrix,
     int halves, spans, rounds;                           // of this slice
-    int strips_on, spans_on;                             // from one round to the next
+    int bands_on, spans_on;                              // from one round to the next
 
     // How many halves there are from a segment's first on; more than SEGMENT_HALVES, if the row goes on.
     __device__ __forceinline__ int from(Position at, int segment) const {
-        return at.strip < strips ? halves - at.span * SPAN_HALVES - segment * SEGMENT_HALVES : 0;
+        return at.band < bands ? halves - at.span * SPAN_HALVES - segment * SEGMENT_HALVES : 0;
     }
+    // The first of a position's strips, and how many there are; the others have no weights and no records.
+    __device__ __forceinline__ int strip(Position at) const { return at.band * BAND; }
+    __device__ __forceinline__ int strips_of(Position at) const { return BAND > 1 ? min(strips - strip(at), BAND) : 1; }
     __device__ __forceinline__ void move(Position& at) const {
-        at.strip += strips_on;
+        at.band += bands_on;
         at.advance(spans_on, spans);
     }
 };
 
-// A segment in memory, as one lane of a warp copies it.
+// A band's segment in memory, as one lane of a warp copies it.
 struct Source {
     static constexpr int COPIES = STAGE_BYTES / (WARP * 16), REST = STAGE_BYTES % (WARP * 16) / 16;  // lanes of the last
-    const u8* from;   // this lane's first 16 bytes
-    int left;         // bytes from there on
+    // Copies have short constant offsets from the segment's middle; where registers are short, from its begin, or ptxas
+    // spills (sm_100: the other way round).
+    static constexpr bool CROWDED = CONSUMERS * BLOCKS_PER_SM > 16 && __CUDA_ARCH__ != 1000;
+    static constexpr int MIDDLE = CROWDED ? 0 : SEGMENT_STAGES / 2 * STAGE_BYTES;
+    const u8* from;   // this lane's first 16 bytes, MIDDLE on
+    int left;         // bytes from there on, in every strip
+    int strips;
 
     __device__ __forceinline__ Source(const Problem& p, Position at, int segment, int lane) {
         const int first = at.span * SPAN_HALVES + segment * SEGMENT_HALVES;
-        from = p.weights + ((long long)at.strip * p.row_halves + first) * HALF_BYTES + lane * 16;
+        from = p.weights + ((long long)p.strip(at) * p.row_halves + first) * HALF_BYTES + lane * 16 + MIDDLE;
         left = min(p.from(at, segment), SEGMENT_HALVES) * HALF_BYTES;
         if (!WHOLE) left -= lane * 16;
+        strips = p.strips_of(at);
     }
     // Begin to copy a stage to the shared address `to`, this lane's; what the segment does not have is left out.
     __device__ __forceinline__ void copy(u32 to, int stage, int lane) const {
 #pragma unroll
-        for (int i = 0; i < COPIES + (REST > 0); i++) {
-            const int at = i * WARP * 16, before = stage * STAGE_BYTES + at;
-            copy_async_16_if(left > (WHOLE ? 0 : before) && (i < COPIES || lane < REST), to + at, from + before);
-        }
+        for (int u = 0; u < BAND; u++)
+#pragma unroll
+            for (int i = 0; i < COPIES + (REST > 0); i++) {
+                const int at = i * WARP * 16, before = stage * STAGE_BYTES + at;
+                const bool here = left > (WHOLE ? 0 : before) && (i < COPIES || lane < REST) && (u == 0 || u < strips);
+                copy_async_16_if(here, to + u * STAGE_BYTES + at, from + u * STRIP_BYTES + (before - MIDDLE));
+            }
     }
 };
 
@@ -94,7 +121,7 @@ struct Stream {
     }
     // Ask for a stage of `now` or, counting on, of `next`. All lanes have left the one that was in its place.
     __device__ __forceinline__ void fetch(int stage) {
-        (stage < SEGMENT_STAGES ? now : next).copy(begin + stage % STAGES * STAGE_BYTES, stage % SEGMENT_STAGES, lane);
+        (stage < SEGMENT_STAGES ? now : next).copy(begin + stage % STAGES * BAND * STAGE_BYTES, stage % SEGMENT_STAGES, lane);
         copy_async_commit();
     }
     // Until the oldest stage is there.
@@ -111,10 +138,10 @@ struct Record {
     u8* slot;
     int2 place;  // of the next record, in units of 16 bytes
 
-    __device__ __forceinline__ Record(u8* slot) : slot(slot) {}
-    __device__ __forceinline__ void locate(const Problem& p, Position at, int segment) {
-        const int* entry = p.places + (long long)at.strip * p.row_segments + at.span * SPAN_SEGMENTS + segment;
-        place = p.from(at, segment) > 0 ? make_int2(__ldg(entry), __ldg(entry + 1)) : make_int2(0, 0);
+    // Of the band's strip `u`.
+    __device__ __forceinline__ void locate(const Problem& p, Position at, int u, int segment) {
+        const int* entry = p.places + (long long)(p.strip(at) + u) * p.row_segments + at.span * SPAN_SEGMENTS + segment;
+        place = p.from(at, segment) > 0 && u < p.strips_of(at) ? make_int2(__ldg(entry), __ldg(entry + 1)) : make_int2(0, 0);
     }
     // Begin to copy it; belongs to the group that is committed next.
     __device__ __forceinline__ void ask(const Problem& p, int lane) {

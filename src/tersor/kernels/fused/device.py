@@ -19,7 +19,8 @@ from tersor.kernels.fused.variant import Variant, planned
 from tersor.kernels.launcher import Kernel, Launch, multiprocessors, shared_limit
 
 _DECODE_THREADS = 128
-_COMBINE_THREADS = 256
+_COMBINE_THREADS = 128
+_COMBINED = 4 * _COMBINE_THREADS  # outputs of a block
 
 Kind = TypeVar("Kind", bound=Geometry, covariant=True)
 
@@ -104,5 +105,5 @@ def _launch(variant: Variant, x: Tensor, matrix: Matrix[Geometry], bias: Tensor 
         rows, tokens, matrix.unit,
     )  # fmt: skip
     if partial is not None:
-        combine = Launch((-(-tokens * rows // _COMBINE_THREADS), 1), _COMBINE_THREADS, overlap=True)
+        combine = Launch((-(-tokens * rows // _COMBINED), 1), _COMBINE_THREADS, overlap=True)
         _combine_kernel()(combine, device, partial, bias, y, rows, tokens * rows, geometry.spans)

@@ -11,7 +11,6 @@ from tersor.kernels.fused.layout import SPAN_COLS, STRIP_ROWS, Geometry
 from tersor.kernels.launcher import Kernel, Launch
 
 SLOT_BYTES = 1024  # of a segment's record that are kept at hand, per warp: 244 exceptions, 3 %
-_SUM_PITCH = STRIP_ROWS + 1
 _EVEN = 0.9
 
 
@@ -22,6 +21,8 @@ class Variant:
     `slice_spans`: 0 reads activations through L1; n keeps those of n spans in shared memory (8 tokens or more).
     `buffers`: 2 lets the streaming warps run a round ahead of the sums, 1 leaves room for more of them.
     `slot_bytes`: for the record of a segment, a multiple of 16; of a longer one the exceptions are read late.
+    `band`: strips that a warp multiplies at a time, so that operands of activations are read once for all of them.
+    `adders`: warps that add the segments' sums up, 1 for all tokens; 0 for one per eight.
     """
 
     tokens: int
@@ -31,17 +32,24 @@ class Variant:
     slice_spans: int = 0
     buffers: int = 2
     slot_bytes: int = SLOT_BYTES
+    band: int = 1
+    adders: int = 0
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        return 32 * (self.consumers + -(-self.tokens // 8))
+        return 32 * (self.consumers + self.adding)
+
+    @property
+    def adding(self) -> int:
+        """Warps that add sums up."""
+        return self.adders or -(-self.tokens // 8)
 
     def shared(self, stage_bytes: int) -> int:
         """Bytes of dynamic shared memory of a block, laid out as in linear.cu."""
-        rings = self.consumers * (self.stages * stage_bytes + self.slot_bytes)
-        sums = self.buffers * self.consumers * self.tokens * _SUM_PITCH * 4
-        return rings + sums + self.tokens * self.slice_spans * SPAN_COLS * 2
+        rings = self.stages * stage_bytes + self.slot_bytes
+        sums = self.buffers * self.tokens * STRIP_ROWS * 4
+        return self.consumers * self.band * (rings + sums) + self.tokens * self.slice_spans * SPAN_COLS * 2
 
     def program(self, geometry: Geometry) -> Program:
         """What to compile for matrices of this kind and number of columns."""
@@ -53,6 +61,8 @@ class Variant:
             ("SLICE", self.slice_spans),
             ("BUFFERS", self.buffers),
             ("SLOT_BYTES", self.slot_bytes),
+            ("BAND", self.band),
+            ("ADDERS", self.adding),
             ("X_PITCH", geometry.padded_cols),
         )
         return Program("linear.cu", "linear", geometry.macros + tuning)
@@ -61,7 +71,7 @@ class Variant:
         """Blocks that fill the GPU once: slices of the columns, and as many blocks per slice as fit."""
         places = multiprocessors * self.blocks_per_sm
         slices = -(-geometry.spans // self.slice_spans) if self.slice_spans else 1
-        blocks = max(1, min(geometry.strips, places // slices))
+        blocks = max(1, min(-(-geometry.strips // self.band), places // slices))
         return Launch((blocks, slices), self.threads, self.shared(geometry.stage_bytes), overlap=True)
 
     def busy(self, strips: int, multiprocessors: int) -> float:
