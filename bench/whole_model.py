@@ -100,7 +100,7 @@ def lossless(run: Run, model: Any) -> tuple[float, dict[str, bool]]:
         ("fast", "fast", False),
     ):
         lay_out(model, layout, exact, device_type=run.options.device)
-        run.measure(name, model, fuse=layout == "fast")
+        run.measure(name, model)
         if exact:
             logits, tokens = run.said(model)
             same[name] = torch.equal(logits, plain[0]) and tokens == plain[1]

@@ -45,6 +45,7 @@ for _schema in (
     f"huffman_decode({_STORED}) -> Tensor",
     f"huffman_decode_rows({_STORED}, Tensor rows) -> Tensor",
     "huffman_decode_many(Tensor[] tiles, Tensor[] offsets, Tensor[] books, str dtype, int[] sizes) -> Tensor[]",
+    "huffman_decode_to(Tensor[] tiles, Tensor[] offsets, Tensor[] books, str dtype, Tensor(a!)[] out) -> ()",
     "huffman_encode(Tensor weight) -> (Tensor tiles, Tensor offsets, Tensor book)",
 ):
     library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
@@ -117,6 +118,19 @@ def huffman_decode_many(
     return [huffman_decode(t, o, b, dtype, size) for t, o, b, size in parts]
 
 
+def huffman_decode_to(
+    tiles: Sequence[torch.Tensor],
+    offsets: Sequence[torch.Tensor],
+    books: Sequence[torch.Tensor],
+    dtype: str,
+    out: Sequence[torch.Tensor],
+) -> None:
+    """The same into contiguous matrices of this dtype."""
+    sizes = [n for one in out for n in one.shape]
+    for weight, one in zip(huffman_decode_many(tiles, offsets, books, dtype, sizes), out, strict=True):
+        one.copy_(weight)
+
+
 def matrix_sizes(matrices: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
     """(R, C) of each matrix; UsageError unless there are as many."""
     if len(sizes) != 2 * matrices:
@@ -161,6 +175,10 @@ def decode_many_fake(
     return [one.new_empty(shape, dtype=torch_dtype(dtype)) for one, shape in zip(tiles, shapes, strict=True)]
 
 
+def _decode_to_fake(*arguments: object) -> None:
+    """Nothing is returned."""
+
+
 def _encode_fake(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     context = torch.library.get_ctx()
     tiles = weight.new_empty((context.new_dynamic_size(),), dtype=torch.uint8)
@@ -172,6 +190,7 @@ for _name, _cpu, _fake in (
     ("huffman_decode", huffman_decode, decode_fake),
     ("huffman_decode_rows", huffman_decode_rows, decode_rows_fake),
     ("huffman_decode_many", huffman_decode_many, decode_many_fake),
+    ("huffman_decode_to", huffman_decode_to, _decode_to_fake),
     ("huffman_encode", huffman_encode, _encode_fake),
 ):
     library.impl(_name, _cpu, "CPU")  # type: ignore[no-untyped-call]

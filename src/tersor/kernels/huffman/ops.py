@@ -41,10 +41,27 @@ def huffman_decode_many(
     return device.decode_many(list(zip(tiles, offsets, books, strict=True)), dtype, out)
 
 
+def huffman_decode_to(
+    tiles: Sequence[Tensor],
+    offsets: Sequence[Tensor],
+    books: Sequence[Tensor],
+    dtype: str,
+    out: Sequence[Tensor],
+) -> None:
+    """The same into memory that is there: no launch begins before all that its stream waits for is done."""
+    device.decode_many(list(zip(tiles, offsets, books, strict=True)), dtype, out, overlap=False)
+
+
 def huffman_encode(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The stored form (tiles, offsets, book) of a tensor of any shape."""
     return device.encode(weight.detach().contiguous(), ops.safetensors_dtype(weight.dtype))
 
 
-for _function in (huffman_decode, huffman_decode_rows, huffman_decode_many, huffman_encode):
+for _function in (
+    huffman_decode,
+    huffman_decode_rows,
+    huffman_decode_many,
+    huffman_decode_to,
+    huffman_encode,
+):
     _library.impl(_function.__name__, _function, "CUDA")  # type: ignore[no-untyped-call]
