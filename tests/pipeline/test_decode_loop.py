@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from tersor.format.errors import KernelError
+from tersor.nn import CompressedLinear, lay_out
 from tersor.pipeline.compress import compress
 from tersor.pipeline.decode_loop import DecodeLoop, replays
 from tersor.pipeline.generate import Generator, decodes_plainly
@@ -33,6 +35,34 @@ def test_the_tokens_of_generate(demo_model: Path, tmp_path: Path) -> None:
         some = loop.tokens(ids, 12)
         assert [next(some), next(some)] == list(decoded[0].tokens[:2])  # enough, and again from the beginning
         assert tuple(loop.tokens(ids, 1)) == decoded[0].tokens[:1]
+
+
+@pytest.mark.parametrize("layout", ["compact", "fast"])
+def test_a_compiled_step_of_an_exact_model(
+    layout: Any, demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One graph, in which layers are operators that find their weights decoded ahead; the tokens of `generate`."""
+    pytest.importorskip("transformers")
+    products: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        products.append(sum("ahead_linear" in str(node.target) for node in graph.graph.nodes))
+        return graph.forward
+
+    generator = Generator(compress(demo_model, tmp_path / "made").path, "cpu")
+    ids = generator.prompt_ids("The river rises")
+    expected = DecodeLoop(generator.model, ids.shape[1] + 12).run(ids, 12).tokens
+    lay_out(generator.model, layout, exact=True, device_type="cpu")
+    torch._dynamo.reset()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
+        loop = DecodeLoop(generator.model, ids.shape[1] + 12, fuse=True)
+    for _ in range(2):
+        assert loop.run(ids, 12).tokens == expected
+    layers = sum(isinstance(module, CompressedLinear) for module in generator.model.modules())
+    assert products == [layers]
+    (ahead,) = generator.model.__dict__["batches"]
+    assert len(ahead.order.layers) == layers and ahead.call is None
 
 
 def test_a_cache_too_short(demo_model: Path) -> None:

@@ -158,7 +158,7 @@ class Part(Fused):
 
     def linear(self, module: nn.Module, x: Tensor, bias: Tensor | None) -> Tensor:
         """x (..., cols) -> (..., rows)."""
-        taken = None if self.exact else _joint(module).take(self.index, x)
+        taken = _joint(module).take(self.index, x)
         return super().linear(module, x, bias) if taken is None else taken
 
 

@@ -29,18 +29,6 @@ def huffman_decode_rows(*arguments: Any) -> Tensor:
     return device.decode_rows(tiles, offsets, book, dtype, shape, rows, ops.decode_rows_fake(*arguments))
 
 
-def huffman_decode_many(
-    tiles: Sequence[Tensor],
-    offsets: Sequence[Tensor],
-    books: Sequence[Tensor],
-    dtype: str,
-    sizes: Sequence[int],
-) -> list[Tensor]:
-    """Several matrices, eight in a launch."""
-    out = ops.decode_many_fake(tiles, offsets, books, dtype, sizes)
-    return device.decode_many(list(zip(tiles, offsets, books, strict=True)), dtype, out)
-
-
 def huffman_decode_to(
     tiles: Sequence[Tensor],
     offsets: Sequence[Tensor],
@@ -48,7 +36,7 @@ def huffman_decode_to(
     dtype: str,
     out: Sequence[Tensor],
 ) -> None:
-    """The same into memory that is there: no launch begins before all that its stream waits for is done."""
+    """Several tensors, eight in a launch, which does not begin while the one before it ends: others may read `out`."""
     device.decode_many(list(zip(tiles, offsets, books, strict=True)), dtype, out, overlap=False)
 
 
@@ -60,7 +48,6 @@ def huffman_encode(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 for _function in (
     huffman_decode,
     huffman_decode_rows,
-    huffman_decode_many,
     huffman_decode_to,
     huffman_encode,
 ):
