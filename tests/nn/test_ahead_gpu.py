@@ -27,9 +27,9 @@ class Block(nn.Module):
         super().__init__()
         options: dict[str, Any] = {"bias": False, "dtype": torch.bfloat16, "device": "cuda"}
         self.o_proj = nn.Linear(HIDDEN, HIDDEN, **options)
-        self.gate_proj = nn.Linear(HIDDEN, 3000, **options)
-        self.up_proj = nn.Linear(HIDDEN, 3000, **options)
-        self.down_proj = nn.Linear(3000, HIDDEN, **options)
+        self.gate_proj = nn.Linear(HIDDEN, 3008, **options)
+        self.up_proj = nn.Linear(HIDDEN, 3008, **options)
+        self.down_proj = nn.Linear(3008, HIDDEN, **options)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., HIDDEN) -> the same."""
@@ -132,12 +132,13 @@ def test_replayed_again_and_again(models: tuple[Any, Any], tokens: int, priority
     assert torch.equal(out[1], expected[1])
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @torch.inference_mode()
-def test_a_compiled_step(models: tuple[Any, Any]) -> None:
-    """Opaque products of the plain layers' bits, whatever the compiler makes of the rest; captured, too."""
+def test_a_compiled_step(models: tuple[Any, Any], backend: str) -> None:
+    """Opaque products, captured too; what the compiler makes of the rest rounds as it does, always the same."""
     model, plain = models
     torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, dynamic=False)
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
     x = inputs(1)
     out = torch.empty(1, 5000, device="cuda", dtype=torch.bfloat16)
 
@@ -148,17 +149,17 @@ def test_a_compiled_step(models: tuple[Any, Any]) -> None:
     step()
     step()
     assert len(order(model).layers) == 25
-    first = out.clone()
     graph = captured(step, -1)
-    for _ in range(100):
+    for _ in range(50):
+        x.copy_(inputs(1))
         out.fill_(float("nan"))
         graph.replay()
-        assert torch.equal(out, first)
-    torch.testing.assert_close(first, plain(x), rtol=5e-2, atol=5e-2)
-    for _ in range(20):
-        x.copy_(inputs(1))
-        graph.replay()
-        assert torch.equal(compiled(x), out)  # outside of a call: decoded alone
+        replayed, expected = out.clone(), plain(x)
+        torch.testing.assert_close(replayed, expected, rtol=5e-2, atol=5e-2)
+        step()
+        assert torch.equal(out, replayed)
+        assert backend == "inductor" or torch.equal(out, expected)
+    torch.testing.assert_close(compiled(x), expected, rtol=5e-2, atol=5e-2)  # each layer by itself
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from tersor.nn.ring import Ring, Turns
 def test_places() -> None:
     ring = Ring.of([4, 3, 3, 2, 9, 1], 9)
     assert ring.nbytes == 9
+    assert Ring.of([4, 4, 20, 4], 9).offsets == (0, 4, 0, 0)
     assert ring.offsets == (0, 4, 0, 3, 0, 0)
     assert ring.behind == (-1, -1, 0, 1, 3, 4)
     assert Ring.of([2, 3], 100).nbytes == 5

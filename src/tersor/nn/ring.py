@@ -22,17 +22,17 @@ class Ring:
 
     @classmethod
     def of(cls, sizes: Sequence[int], room: int) -> Ring:
-        """Pieces of so many bytes in a ring of `room` bytes; more if one piece needs it, less if all need less."""
-        nbytes = max([min(room, sum(sizes)), *sizes])
+        """Pieces of so many bytes in a ring of `room` bytes; a piece larger than that lies at its beginning, alone."""
         offsets: list[int] = []
         behind: list[int] = []
         end = 0
         for size in sizes:
-            begin = end if end + size <= nbytes else 0
+            begin = end if end + size <= room else 0
             end = begin + size
             met = [i for i, at in enumerate(offsets) if at < end and begin < at + sizes[i]]
             offsets.append(begin)
             behind.append(max(met, default=-1))
+        nbytes = max((begin + size for begin, size in zip(offsets, sizes, strict=True)), default=0)
         return cls(tuple(sizes), tuple(offsets), tuple(behind), nbytes)
 
 
