@@ -268,6 +268,25 @@ def test_offloaded_afterwards() -> None:
 
 
 @torch.no_grad()
+def test_no_memory_for_the_ring(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then each decodes its own, as long as that fits."""
+    model, plain = pair(Model())
+    x = torch.randn(2, HIDDEN).bfloat16()
+    model(x)
+
+    def short(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch, Operators() as operators:
+        patch.setattr(ahead_pass.torch, "empty", short)
+        ours = model(x)
+    assert torch.equal(ours, plain(x)) and operators.count == {"huffman_decode": 7} and idle(model)
+    with Operators() as operators:
+        assert torch.equal(model(x), plain(x))
+    assert operators.count == {"huffman_decode_to": 1}
+
+
+@torch.no_grad()
 def test_layers_that_change() -> None:
     """Cast, laid out anew, restored or moved between calls: every layer gives what it should."""
     model, plain = pair(Model())

@@ -283,3 +283,22 @@ def test_run_on_a_gpu(demo_model: Path, tmp_path: Path) -> None:
         )
     assert int(whole[0, -1]) == first.tokens[0]
     assert Generator(demo_model, "cuda", exact=True)._loops() is False
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", ["compact", "fast"])
+def test_exact_on_a_gpu(layout: Any, demo_model: Path, tmp_path: Path) -> None:
+    """Captured, the tokens of the plain model, step after step; with attention that repeats itself."""
+    pytest.importorskip("transformers")
+    models = [
+        Generator(path, "cuda").model for path in (demo_model, compress(demo_model, tmp_path / "made").path)
+    ]
+    lay_out(models[1], layout, exact=True)
+    for model in models:
+        model.set_attn_implementation("eager")
+    ids = torch.tensor([[5, 9, 17]], device="cuda")
+    plain, ours = (DecodeLoop(model, 80, graph=True) for model in models)
+    expected = plain.run(ids, 64).tokens
+    assert all(ours.run(ids, 64).tokens == expected for _ in range(5))
+    (ahead,) = models[1].__dict__["batches"]
+    assert len(ahead.order.pieces) > 1 and not ahead.vain

@@ -98,6 +98,8 @@ class Ahead:
 
     def _learn(self, call: Pass) -> None:
         """What a finished call asked for, the next one will."""
+        if tuple(call.asked) == self.order.layers:
+            return
         self.vain |= call.vain - call.asked.keys()
         asked = (n for n in call.asked if n not in self.vain and source_of(self.layers[n]) is not None)
         following = tuple(asked)

@@ -154,9 +154,11 @@ class Pass:
                 lane = _lanes(self._main.device, self.opener)[piece % _LANES]
                 lane.wait_stream(
                     self._main
-                )  # products with what was in this room; also whoever made the arrays
-                with torch.cuda.stream(lane):
-                    _decode_to(self._members(piece), sources, weights)
+                )  # for products with what was in this room, and who made the arrays
+                try:
+                    with torch.cuda.stream(lane):
+                        _decode_to(self._members(piece), sources, weights)
+                finally:  # a part of it may run
                     self._decoded[piece] = lane.record_event()
             self._waiting.update(zip(self._order.pieces[piece], weights, strict=True))
 
