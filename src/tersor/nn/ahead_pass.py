@@ -74,7 +74,7 @@ class Order:
             source = source_of(layers[number])
             assert source is not None
             nbytes, before = _room(source), kind
-            kind = (type(source), source.dtype)
+            kind = _kind(source)
             fits = sizes and sizes[-1] + nbytes <= PIECE_BYTES and len(pieces[-1]) < _PIECE_LAYERS
             if fits and kind == before:
                 pieces[-1].append(number)
@@ -180,7 +180,7 @@ class Pass:
             sources.append(source)
             weights.append(part.view(source.dtype).view(source.shape))
             stop += _room(source)
-        same = len({(type(source), source.dtype) for source in sources}) == 1
+        same = len(set(map(_kind, sources))) == 1
         return (sources, weights) if same and stop <= begin + ring.sizes[piece] else ([], [])
 
     def _members(self, piece: int) -> list[CompressedModule]:
@@ -213,6 +213,11 @@ def _decode_to(
         return
     for parts, weight in zip(arrays, weights, strict=True):
         torch.ops.tersor.window_decode_to(*parts, weight)
+
+
+def _kind(source: Stored | Fused) -> tuple[bool, torch.dtype]:
+    """What the weights of a piece have in common, because one operator decodes them."""
+    return isinstance(source, Stored), source.dtype
 
 
 def _room(source: Stored | Fused) -> int:
