@@ -53,8 +53,10 @@ def test_pack_and_decode_are_numpys(shape: tuple[int, int]) -> None:
         expected = reference.pack(weight.view(torch.int16).cpu().numpy().view(np.uint16))
         for ours, theirs in zip(packed, (expected.blocks, expected.places, expected.records), strict=True):
             assert ours.cpu().numpy().tobytes() == theirs.tobytes(), name
-        decoded = torch.ops.tersor.window_decode(*packed, *shape)
-        assert torch.equal(decoded.view(torch.int16), weight.view(torch.int16)), name
+        there = torch.full(shape, float("nan"), device="cuda", dtype=torch.bfloat16)
+        torch.ops.tersor.window_decode_to(*packed, there)
+        for decoded in (torch.ops.tersor.window_decode(*packed, *shape), there):
+            assert torch.equal(decoded.view(torch.int16), weight.view(torch.int16)), name
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 3, 4, 7, 8, 9, 16, 17, 31, 32, 33, 64, 65, 100])

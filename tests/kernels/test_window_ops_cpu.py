@@ -25,8 +25,12 @@ def weight(rows: int, cols: int) -> torch.Tensor:
 def test_decode_gives_back_every_bit(shape: tuple[int, int]) -> None:
     original = weight(*shape)
     packed = torch.ops.tersor.window_pack(original)
-    decoded = torch.ops.tersor.window_decode(*packed, *shape)
-    assert torch.equal(decoded.view(torch.int16), original.view(torch.int16))
+    there = torch.zeros(shape, dtype=torch.bfloat16)
+    torch.ops.tersor.window_decode_to(*packed, there)
+    for decoded in (torch.ops.tersor.window_decode(*packed, *shape), there):
+        assert torch.equal(decoded.view(torch.int16), original.view(torch.int16))
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.tersor.window_decode_to.default, (*packed, there), test_utils=checks)
 
 
 @pytest.mark.parametrize("exact", [False, True])

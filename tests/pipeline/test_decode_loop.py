@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from tersor.format.errors import KernelError
+from tersor.nn import CompressedLinear, lay_out
 from tersor.pipeline.compress import compress
 from tersor.pipeline.decode_loop import DecodeLoop, replays
 from tersor.pipeline.generate import Generator, decodes_plainly
@@ -33,6 +35,34 @@ def test_the_tokens_of_generate(demo_model: Path, tmp_path: Path) -> None:
         some = loop.tokens(ids, 12)
         assert [next(some), next(some)] == list(decoded[0].tokens[:2])  # enough, and again from the beginning
         assert tuple(loop.tokens(ids, 1)) == decoded[0].tokens[:1]
+
+
+@pytest.mark.parametrize("layout", ["compact", "fast"])
+def test_a_compiled_step_of_an_exact_model(
+    layout: Any, demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One graph, in which layers are operators that find their weights decoded ahead; the tokens of `generate`."""
+    pytest.importorskip("transformers")
+    products: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        products.append(sum("ahead_linear" in str(node.target) for node in graph.graph.nodes))
+        return graph.forward
+
+    generator = Generator(compress(demo_model, tmp_path / "made").path, "cpu")
+    ids = generator.prompt_ids("The river rises")
+    expected = DecodeLoop(generator.model, ids.shape[1] + 12).run(ids, 12).tokens
+    lay_out(generator.model, layout, exact=True, device_type="cpu")
+    torch._dynamo.reset()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", partial(torch.compile, backend=backend, fullgraph=True))
+        loop = DecodeLoop(generator.model, ids.shape[1] + 12, fuse=True)
+    for _ in range(2):
+        assert loop.run(ids, 12).tokens == expected
+    layers = sum(isinstance(module, CompressedLinear) for module in generator.model.modules())
+    assert products == [layers]
+    (ahead,) = generator.model.__dict__["batches"]
+    assert len(ahead.order.layers) == layers and ahead.call is None
 
 
 def test_a_cache_too_short(demo_model: Path) -> None:
@@ -253,3 +283,22 @@ def test_run_on_a_gpu(demo_model: Path, tmp_path: Path) -> None:
         )
     assert int(whole[0, -1]) == first.tokens[0]
     assert Generator(demo_model, "cuda", exact=True)._loops() is False
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", ["compact", "fast"])
+def test_exact_on_a_gpu(layout: Any, demo_model: Path, tmp_path: Path) -> None:
+    """Captured, the tokens of the plain model, step after step; with attention that repeats itself."""
+    pytest.importorskip("transformers")
+    models = [
+        Generator(path, "cuda").model for path in (demo_model, compress(demo_model, tmp_path / "made").path)
+    ]
+    lay_out(models[1], layout, exact=True)
+    for model in models:
+        model.set_attn_implementation("eager")
+    ids = torch.tensor([[5, 9, 17]], device="cuda")
+    plain, ours = (DecodeLoop(model, 80, graph=True) for model in models)
+    expected = plain.run(ids, 64).tokens
+    assert all(ours.run(ids, 64).tokens == expected for _ in range(5))
+    (ahead,) = models[1].__dict__["batches"]
+    assert len(ahead.order.pieces) > 1 and not ahead.vain

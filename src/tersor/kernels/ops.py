@@ -1,7 +1,7 @@
 """The torch operators of the format's codecs: definitions, shapes, and the CPU.
 
 A module, an adapter or a compiler sees compressed weights only through these operators.
-They are functional, their scratch is inside, and the shape of a result follows from the
+They are functional (but for `..._to`), their scratch is inside, and the shape of a result follows from the
 arguments alone (`huffman_encode` excepted: how far data shrinks is not known before), so
 `torch.compile` and CUDA graphs can capture them. Implementations for another device
 register themselves beside these, with `torch.library.impl("tersor::...", "CUDA")`.
@@ -15,7 +15,7 @@ Arguments, the same everywhere (FORMAT.md, sections 2 and 3):
     book     uint8  [256], code lengths
     dtype    the original dtype, in safetensors' spelling ("BF16")
     shape    the original shape
-    sizes    of several matrices: R, C, R, C, ...
+    out      contiguous tensors of the original shapes and dtype
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from tersor import codec
-from tersor.format.errors import UnknownDtype, UsageError
+from tersor.format.errors import UnknownDtype
 from tersor.format.layout import matrix_shape
 
 TORCH_DTYPES = {
@@ -44,7 +44,7 @@ _STORED = "Tensor tiles, Tensor offsets, Tensor book, str dtype, int[] shape"
 for _schema in (
     f"huffman_decode({_STORED}) -> Tensor",
     f"huffman_decode_rows({_STORED}, Tensor rows) -> Tensor",
-    "huffman_decode_many(Tensor[] tiles, Tensor[] offsets, Tensor[] books, str dtype, int[] sizes) -> Tensor[]",
+    "huffman_decode_to(Tensor[] tiles, Tensor[] offsets, Tensor[] books, str dtype, Tensor(a!)[] out) -> ()",
     "huffman_encode(Tensor weight) -> (Tensor tiles, Tensor offsets, Tensor book)",
 ):
     library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
@@ -105,23 +105,16 @@ def huffman_decode_rows(
     return torch.from_numpy(decoded).view(torch_dtype(dtype))
 
 
-def huffman_decode_many(
+def huffman_decode_to(
     tiles: Sequence[torch.Tensor],
     offsets: Sequence[torch.Tensor],
     books: Sequence[torch.Tensor],
     dtype: str,
-    sizes: Sequence[int],
-) -> list[torch.Tensor]:
-    """Several matrices of one dtype: a GPU decodes a block of layers faster at once than one by one."""
-    parts = zip(tiles, offsets, books, matrix_sizes(len(tiles), sizes), strict=True)
-    return [huffman_decode(t, o, b, dtype, size) for t, o, b, size in parts]
-
-
-def matrix_sizes(matrices: int, sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """(R, C) of each matrix; UsageError unless there are as many."""
-    if len(sizes) != 2 * matrices:
-        raise UsageError(f"{matrices} matrices need {2 * matrices} sizes, there are {len(sizes)}")
-    return list(zip(sizes[0::2], sizes[1::2], strict=True))
+    out: Sequence[torch.Tensor],
+) -> None:
+    """Several tensors of one dtype to `out`: a GPU decodes them faster at once than one by one."""
+    for *stored, one in zip(tiles, offsets, books, out, strict=True):
+        one.copy_(huffman_decode(stored[0], stored[1], stored[2], dtype, one.shape))
 
 
 def huffman_encode(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -135,7 +128,7 @@ def huffman_encode(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, to
 def decode_fake(
     tiles: torch.Tensor, offsets: torch.Tensor, book: torch.Tensor, dtype: str, shape: Sequence[int]
 ) -> torch.Tensor:
-    """An empty tensor like the result, on any device; so do the next two."""
+    """An empty tensor like the result, on any device; so does the next."""
     return tiles.new_empty(tuple(shape), dtype=torch_dtype(dtype))
 
 
@@ -150,15 +143,8 @@ def decode_rows_fake(
     return tiles.new_empty((rows.shape[0], matrix_shape(shape)[1]), dtype=torch_dtype(dtype))
 
 
-def decode_many_fake(
-    tiles: Sequence[torch.Tensor],
-    offsets: Sequence[torch.Tensor],
-    books: Sequence[torch.Tensor],
-    dtype: str,
-    sizes: Sequence[int],
-) -> list[torch.Tensor]:
-    shapes = matrix_sizes(len(tiles), sizes)
-    return [one.new_empty(shape, dtype=torch_dtype(dtype)) for one, shape in zip(tiles, shapes, strict=True)]
+def _decode_to_fake(*arguments: object) -> None:
+    """Nothing is returned."""
 
 
 def _encode_fake(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -171,7 +157,7 @@ def _encode_fake(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torc
 for _name, _cpu, _fake in (
     ("huffman_decode", huffman_decode, decode_fake),
     ("huffman_decode_rows", huffman_decode_rows, decode_rows_fake),
-    ("huffman_decode_many", huffman_decode_many, decode_many_fake),
+    ("huffman_decode_to", huffman_decode_to, _decode_to_fake),
     ("huffman_encode", huffman_encode, _encode_fake),
 ):
     library.impl(_name, _cpu, "CPU")  # type: ignore[no-untyped-call]

@@ -10,8 +10,8 @@ makes `CompressedExperts`. `lay_out` brings a model on a GPU into the layout it 
     fused, product   a weight in one of them, and its products' gradients
     joint, siblings  layers with the same input as one matrix and one product
     sharing          weights that several modules hold
-    ahead            a block's weights decoded together, where products need them decoded
-    scope            the modules in whose forward joints and blocks work together
+    ahead, ahead_pass, ring    weights decoded while the products before theirs run
+    scope            the modules in whose forward layers work together
 """
 
 from tersor.nn.deferred import DeferredWeight, materialize

@@ -1,113 +1,157 @@
-"""Weights of a block decoded together: one launch where there were seven.
+"""Weights decoded ahead of their products, while the products before them run.
 
-In the `compact` layout every product decodes its matrix first. A launch of the decoder costs
-what it costs (its table, its first and last tiles), and small matrices hardly fill a GPU. So when the
-first layer of a transformer block wants its weight, those of the block's other layers are decoded
-along, in one launch, and wait for their layers; each is given out once and dropped after its
-product. The scratch is bounded: a block that decodes to more comes in several batches.
+The plain model's bits come from torch's own product, and that wants the whole matrix decoded. One after the
+other, a token of an 8B model would wait 7 ms for decoding and then 3.4 ms for products. So the model's forward is a
+scope (`tersor.nn.scope`), and in it the weights that the call before asked for are decoded in the same order, a few
+hundred megabytes ahead, on streams beside the one that computes (`tersor.nn.ahead_pass`).
 
-Blocks are found by structure: elements of a `ModuleList` with layers in them (not those of
-lists within: experts, of which few are used). A layer that does not want its weight in a call (keys
-of a cross-attention after the first token) shows that it does not pay, and its batch decodes
-one by one from then on.
+That order is all that is known. Nothing is guessed from names or structure, and a model that asks for something
+else (another branch, cross-attention that keeps its keys, a layer twice) gets what was decoded where that fits and
+decodes alone where it does not. A weight that was decoded and not asked for in the call is never again decoded
+ahead: of a mixture's experts, few would be wanted. So do all layers alone that compute on another stream or in
+another thread than the call began in, whose arrays are elsewhere by then, or whose products want a gradient, since
+autograd keeps the weight.
+
+`torch.compile` cannot follow streams. Where whole steps are compiled and run within `whole_calls`, a layer becomes an
+opaque operator, `tersor::ahead_linear`, which finds its weight when it runs. In whatever order the compiler has the
+operators run, what they compute is the same. Elsewhere compiled layers decode alone.
+
+Rejected: a launch for each block's weights at its beginning, which came before this; it saved launches and
+overlapped nothing. Rings keyed by the arrays' addresses, which a compiler's buffers take in turns.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import get_ident
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from tersor.format.constants import CODEC_HUFFMAN
-from tersor.format.layout import matrix_shape
+from tersor.nn.ahead_pass import NOTHING, Order, Pass, source_of
 from tersor.nn.module import CompressedModule
-from tersor.nn.scope import BATCHES, open_scope, this_thread
-from tersor.nn.stored import Stored
+from tersor.nn.product import wants_gradient
+from tersor.nn.scope import BATCHES, open_scope
 
-_AHEAD = "ahead"  # an attribute of a layer: its batch, and which member it is
-_SCRATCH_BYTES = 1 << 29  # that a batch decodes to at most; a larger matrix is decoded by itself
+_PLACE = "ahead"  # an attribute of a layer: whose it is, and its number there
 
-
-class Waiting:
-    """During one call of the block, by `opener`: the weights that were decoded and not asked for yet."""
-
-    def __init__(self, opener: int) -> None:
-        self.opener = opener  # the thread
-        self.weights: tuple[Tensor | None, ...] = ()
+_known: WeakValueDictionary[int, Ahead] = WeakValueDictionary()
+_numbers = itertools.count()
 
 
-class Batch:
-    """Layers whose weights are decoded together during their block's forward."""
+class Ahead:
+    """What a model's calls share: its layers on one device whose products want decoded weights, and their order."""
 
-    def __init__(self, members: list[CompressedModule]) -> None:
-        self.members = tuple(members)
-        self.together = True  # until a weight was decoded that nobody wanted
-        self.waiting: Waiting | None = None
+    def __init__(self, layers: Sequence[CompressedModule]) -> None:
+        self.layers: tuple[Any, ...] = tuple(layers)
+        self.order = NOTHING
+        self.vain: frozenset[int] = frozenset()  # numbers of layers that are left alone
+        self.call: Pass | None = None
+        self.compiles = False  # whether steps that are compiled now will run within a call
+        self._register()
 
-    def take(self, index: int) -> Tensor | None:
-        """The weight of member `index`; None if it must be decoded alone."""
-        waiting = self.waiting
-        if waiting is None or waiting.opener != this_thread() or not self.together:
-            return None
-        if not waiting.weights:
-            waiting.weights = self._decode()
-        weight = waiting.weights[index] if waiting.weights else None
-        waiting.weights = tuple(None if i == index else other for i, other in enumerate(waiting.weights))
-        return weight
+    def _register(self) -> None:
+        self.number = next(_numbers)
+        _known[self.number] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles are made of: not the call that runs."""
+        return vars(self) | {"call": None, "compiles": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._register()
 
     def begin(self) -> Any:
-        """Before the block's forward."""
-        before = self.waiting
-        if before is None or before.opener == this_thread():
-            self.waiting = Waiting(this_thread())
-        return before
+        """Before the model's forward: the call, unless it is within another, of this thread or not."""
+        if torch.compiler.is_compiling() or self.call is not None:
+            return None
+        self.call = Pass(self.layers, self.order)
+        return self.call
 
     def end(self, before: Any, finished: bool) -> None:
-        """After it: a weight that nobody asked for did not pay. Another thread's says nothing."""
-        if self.waiting is None or self.waiting.opener != this_thread():
+        """After it."""
+        if before is None:
             return
-        if finished and any(weight is not None for weight in self.waiting.weights):
-            self.together = False
-        self.waiting = before
+        if self.call is before:  # or another thread began at the same time
+            self.call = None
+        before.close()
+        if finished:
+            self._learn(before)
 
-    def _decode(self) -> tuple[Tensor, ...]:
-        """All members' weights; none if one of them is not stored, or not where, it was any more."""
-        sources = [_source(member) for member in self.members]
-        stored = [source for source in sources if source is not None]
-        if len(stored) < len(sources):
-            self.together = False
-            return ()
-        arrays = [source.arrays(member) for source, member in zip(stored, self.members, strict=True)]
-        tiles, offsets, books = zip(*arrays, strict=True)
-        if any(own.device != tiles[0].device for own in tiles):  # moved, or offloaded but for the first
-            self.together = False
-            return ()
-        sizes = [n for source in stored for n in source.shape]
-        weights = torch.ops.tersor.huffman_decode_many(tiles, offsets, books, stored[0].entry.dtype, sizes)
-        return tuple(weight.to(source.dtype) for weight, source in zip(weights, stored, strict=True))
+    def product(self, number: int, x: Tensor) -> Tensor | None:
+        """x (..., in) -> (..., out) of a layer; None if it must decode alone."""
+        call = self.call
+        if call is None or call.opener != get_ident():
+            return None
+        weight = call.take(number, x)
+        if weight is None:
+            return None
+        y = F.linear(x, weight, self.layers[number].bias)
+        call.done(number)
+        return y
+
+    def _learn(self, call: Pass) -> None:
+        """What a finished call asked for, the next one will."""
+        if tuple(call.asked) == self.order.layers:
+            return
+        self.vain |= call.vain - call.asked.keys()
+        asked = (n for n in call.asked if n not in self.vain and source_of(self.layers[n]) is not None)
+        following = tuple(asked)
+        if following != self.order.layers:
+            self.order = Order.of(self.layers, following)
 
 
-def decoded(module: CompressedModule) -> Tensor:
-    """The weight of a layer, from its batch if that has it."""
-    place = module.__dict__.get(_AHEAD)
-    weight: Tensor | None = None if place is None else place[0].take(place[1])
-    return module.decode("weight") if weight is None else weight
+def product(layer: nn.Linear, x: Tensor) -> Tensor | None:
+    """x (..., in) -> (..., out), by a weight that was decoded ahead; None if the layer must decode it itself."""
+    place: tuple[Ahead, int] | None = layer.__dict__.get(_PLACE)
+    if place is None or wants_gradient(x) or (layer.bias is not None and wants_gradient(layer.bias)):
+        return None
+    owner, number = place
+    made: Tensor | None = None
+    if not torch.compiler.is_compiling():
+        made = owner.product(number, x)
+    elif owner.compiles:
+        made = torch.ops.tersor.ahead_linear(x, owner.number, number, layer.out_features)
+    return made
 
 
-def batch_blocks(model: nn.Module, wanted: set[nn.Module]) -> None:
-    """Have the layers of `wanted` whose weights are entropy coded decoded with the others of their block."""
-    able = {m for m in wanted if isinstance(m, CompressedModule) and _source(m) is not None}
-    for block in list(_blocks(model)):
-        batches = [Batch(members) for members in _runs(block, able, _SCRATCH_BYTES)]
-        for batch in batches:
-            for index, member in enumerate(batch.members):
-                member.__dict__[_AHEAD] = batch, index
-        if batches:
-            block.__dict__[BATCHES] = batches
-            open_scope(block)
+def install(model: nn.Module, layers: Sequence[CompressedModule]) -> None:
+    """Have those of `layers`, in `model`, whose products want decoded weights get them ahead in the model's calls."""
+    able: dict[torch.device, list[CompressedModule]] = {}
+    for layer in layers:
+        source = source_of(layer)
+        if source is not None:
+            able.setdefault(source.device(layer), []).append(layer)
+    made = [Ahead(group) for group in able.values() if len(group) > 1]
+    for ahead in made:
+        for number, layer in enumerate(ahead.layers):
+            layer.__dict__[_PLACE] = ahead, number
+    if made:
+        model.__dict__[BATCHES] = made
+        open_scope(model)
+
+
+@contextmanager
+def whole_calls(model: nn.Module, compiled: bool = True) -> Iterator[None]:
+    """Within, a call of `model`, or of a part of it; `compiled`: by a function that torch compiles whole."""
+    found = [ahead for module in model.modules() for ahead in module.__dict__.get(BATCHES, ())]
+    begun = [(ahead, ahead.begin()) for ahead in found]
+    finished = False
+    try:
+        for ahead, _ in begun:
+            ahead.compiles = compiled
+        yield
+        finished = True
+    finally:
+        for ahead, call in begun:
+            ahead.compiles = False
+            ahead.end(call, finished)
 
 
 def dissolve(model: nn.Module) -> None:
@@ -118,59 +162,28 @@ def dissolve(model: nn.Module) -> None:
 
 
 def leave(module: nn.Module) -> None:
-    """Take a layer out of its batch, whose others then decode one by one."""
-    batch, _ = module.__dict__.pop(_AHEAD, (None, 0))
-    if batch is not None:
-        batch.together = False
+    """Have a layer decode its own weight again."""
+    module.__dict__.pop(_PLACE, None)
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The elements of the outermost lists of modules."""
-    for child in module.children():
-        if isinstance(child, nn.ModuleList):
-            yield from child
-        else:
-            yield from _blocks(child)
+_library = torch.library.Library("tersor", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "ahead_linear(Tensor x, int owner, int layer, int rows) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+)
 
 
-def _layers(block: nn.Module) -> Iterator[nn.Module]:
-    """The modules of a block, without those in lists within."""
-    yield block
-    for child in block.children():
-        if not isinstance(child, nn.ModuleList):
-            yield from _layers(child)
+def _linear(x: Tensor, owner: int, layer: int, rows: int) -> Tensor:
+    ahead = _known[owner]
+    y = ahead.product(layer, x)
+    if y is None:
+        y = ahead.layers[layer].alone(x)
+    return y
 
 
-def _runs(block: nn.Module, able: set[CompressedModule], most: float) -> Iterator[list[CompressedModule]]:
-    """The block's layers in their order, in runs of one dtype that decode to `most` bytes; no single ones."""
-    run: list[CompressedModule] = []
-    for layer in _layers(block):
-        if not isinstance(layer, CompressedModule) or layer not in able:
-            continue
-        full = sum(_decoded_bytes(member) for member in (*run, layer)) > most
-        if run and (full or _dtype(layer) != _dtype(run[0])):
-            if len(run) > 1:
-                yield run
-            run = []
-        run.append(layer)
-    if len(run) > 1:
-        yield run
+def _linear_fake(x: Tensor, owner: int, layer: int, rows: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], rows))
 
 
-def _source(member: nn.Module) -> Stored | None:
-    """How a layer's weight is stored, if it is a matrix that the format does not reshape, entropy coded."""
-    source = member.compressed.get("weight") if isinstance(member, CompressedModule) else None
-    if not isinstance(source, Stored) or source.entry.codec != CODEC_HUFFMAN:
-        return None
-    return source if matrix_shape(source.shape) == source.shape else None
-
-
-def _dtype(member: CompressedModule) -> str:
-    source = _source(member)
-    assert source is not None
-    return source.entry.dtype
-
-
-def _decoded_bytes(member: CompressedModule) -> int:
-    source = member.compressed["weight"]
-    return math.prod(source.shape) * source.dtype.itemsize
+for _device in ("CPU", "CUDA"):
+    _library.impl("ahead_linear", _linear, _device)  # type: ignore[no-untyped-call]
+torch.library.register_fake("tersor::ahead_linear", _linear_fake, lib=_library)

@@ -9,8 +9,8 @@ So it is for lossless weights. Quantised ones take 4.4 bits for 4 in groups of 3
 
 `auto` takes `fast` where it fits the GPU's free memory. Only linear layers change: an embedding
 decodes its few rows from the compact form well enough, unless it is the head's weight too.
-In `fast`, layers that are given the same input become one matrix (`tersor.nn.joint`); in `compact`, the
-weights of a block are decoded together (`tersor.nn.ahead`).
+In `fast`, layers that are given the same input become one matrix (`tersor.nn.joint`). Where products need decoded
+weights, in `compact` and if they are to be exact, these are decoded ahead of them (`tersor.nn.ahead`).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def lay_out(
             fast.add(module)
         on_layer(name)
     siblings.join_groups(found)
-    ahead.batch_blocks(model, {module for _, module, others in candidates if not others})
+    ahead.install(model, [module for _, module, _ in candidates])
     close_scopes(model)
     return len(fast)
 

@@ -1,4 +1,4 @@
-"""A linear layer whose weight is decoded for each product and dropped after it, or never decoded at all."""
+"""A linear layer's weight in the product: decoded ahead of it or for it and dropped after it, or never decoded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,12 @@ class CompressedLinear(CompressedModule, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """input: (..., in_features) -> (..., out_features)."""
+        y = ahead.product(self, input)
+        return self.alone(input) if y is None else y
+
+    def alone(self, input: Tensor) -> Tensor:
+        """The same, by the layer's own arrays."""
         source = self.compressed["weight"]
         if isinstance(source, Fused):
             return source.linear(self, input, self.bias)
-        return F.linear(input, ahead.decoded(self), self.bias)
+        return F.linear(input, self.decode("weight"), self.bias)

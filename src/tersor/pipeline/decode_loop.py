@@ -16,6 +16,9 @@ small kernels in every layer, become a few. The products stay what they are. Res
 in their last bits, with plain weights as with compressed ones, and the first token waits for the
 compiler.
 
+Weights that products need decoded, in the exact forms, are decoded beside the products before theirs
+(`tersor.nn.ahead`). The captured step's own kernels therefore have a higher priority: they go first.
+
 The same loop serves the plain and the compressed model, so that their speeds compare. On the
 CPU, or where a model cannot be captured, the step simply runs.
 """
@@ -24,16 +27,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tersor.nn.ahead import whole_calls
+
 _WARM_UP = 3  # steps before capture: kernels are compiled and libraries choose their algorithms
 _BEFORE_CAPTURE = _WARM_UP + 2  # tokens that the cache takes until then: with the prompt and one trial
 _WIDEST = 512  # logits that one reduction looks at
+_FIRST = -1  # priority of a stream before the usual ones
 
 
 @dataclass(frozen=True)
@@ -84,10 +90,12 @@ class DecodeLoop:
         """
         self._model = model
         self._next: Callable[[Tensor], Tensor] = self._eager_next
+        self._around: Callable[[], AbstractContextManager[None]] = nullcontext
         if fuse:
             self._next = torch.compile(
                 self._eager_next, dynamic=False, options=dict(options) if options else None
             )
+            self._around = lambda: whole_calls(model)
         self._device = next(model.parameters()).device
         self._length = length
         self._cache = self._new_cache()
@@ -174,7 +182,8 @@ class DecodeLoop:
         return most_likely(logits[:, -1])
 
     def _step(self) -> None:
-        self._token.copy_(self._next(self._token))
+        with self._around():
+            self._token.copy_(self._next(self._token))
 
     def _new_cache(self) -> Any:
         from transformers import StaticCache
@@ -192,7 +201,7 @@ class DecodeLoop:
     def _capture(self) -> None:
         self._rewind()
         self._prefill(torch.zeros((1, 1), dtype=torch.long, device=self._device))
-        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        side = torch.cuda.Stream(priority=_FIRST)  # type: ignore[no-untyped-call]
         graph = torch.cuda.CUDAGraph()
         with self._decode_attention():
             side.wait_stream(torch.cuda.current_stream())
@@ -200,7 +209,7 @@ class DecodeLoop:
                 for _ in range(_WARM_UP):
                     self._step()
             torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=side):
                 self._step()
         self._graph = graph
 

@@ -51,12 +51,16 @@ def _combine_kernel() -> Kernel:
     return Kernel(Program("combine.cu", "combine"))
 
 
-def decode(matrix: Matrix[Geometry]) -> Tensor:
-    """The bfloat16 matrix (rows, cols), bit for bit."""
-    geometry, device = matrix.geometry, matrix.stages.device
-    out = matrix.stages.new_empty((geometry.rows, geometry.cols), dtype=torch.bfloat16)
+def decode(matrix: Matrix[Geometry], out: Tensor | None = None) -> Tensor:
+    """The bfloat16 matrix (rows, cols), bit for bit; written to `out`, contiguous, if given.
+
+    What is given may be read on other streams: then the kernel does not begin while the one before it ends.
+    """
+    geometry, device, overlap = matrix.geometry, matrix.stages.device, out is None
+    if out is None:
+        out = matrix.stages.new_empty((geometry.rows, geometry.cols), dtype=torch.bfloat16)
     _decode_kernel(geometry.macros)(
-        Launch((geometry.records, 1), _DECODE_THREADS, overlap=True), device,
+        Launch((geometry.records, 1), _DECODE_THREADS, overlap=overlap), device,
         matrix.stages, matrix.places, matrix.records, out,
         geometry.rows, geometry.cols, geometry.halves, geometry.segments, matrix.unit,
     )  # fmt: skip

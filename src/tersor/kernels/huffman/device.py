@@ -128,12 +128,16 @@ def decode(
 
 
 def decode_many(
-    stored: Sequence[Stored], dtype: str, out: Sequence[torch.Tensor], decoding: Decoding | None = None
+    stored: Sequence[Stored],
+    dtype: str,
+    out: Sequence[torch.Tensor],
+    decoding: Decoding | None = None,
+    overlap: bool = True,
 ) -> list[torch.Tensor]:
     """Decode tensors of one dtype to `out`, contiguous and on one GPU; returns them.
 
     Eight to a launch: what a launch costs (the tables, the first and the last tile of each warp) is paid once
-    for them all.
+    for them all. overlap: whether a launch may begin while the kernel before it ends.
     """
     if not out:
         return []
@@ -143,7 +147,7 @@ def decode_many(
     for first in range(0, len(out), MATRICES):
         matrices = _matrices(stored[first : first + MATRICES], out[first : first + MATRICES])
         blocks = min(multiprocessors(device), matrices.tiles)
-        launch = Launch((blocks, 1), 32 * decoding.warps, decoding.shared, decoding.overlap)
+        launch = Launch((blocks, 1), 32 * decoding.warps, decoding.shared, decoding.overlap and overlap)
         _kernel("huffman_decode", decoding)(launch, device, matrices)
     return list(out)
 

@@ -29,16 +29,15 @@ def huffman_decode_rows(*arguments: Any) -> Tensor:
     return device.decode_rows(tiles, offsets, book, dtype, shape, rows, ops.decode_rows_fake(*arguments))
 
 
-def huffman_decode_many(
+def huffman_decode_to(
     tiles: Sequence[Tensor],
     offsets: Sequence[Tensor],
     books: Sequence[Tensor],
     dtype: str,
-    sizes: Sequence[int],
-) -> list[Tensor]:
-    """Several matrices, eight in a launch."""
-    out = ops.decode_many_fake(tiles, offsets, books, dtype, sizes)
-    return device.decode_many(list(zip(tiles, offsets, books, strict=True)), dtype, out)
+    out: Sequence[Tensor],
+) -> None:
+    """Several tensors, eight in a launch, which does not begin while the one before it ends: others may read `out`."""
+    device.decode_many(list(zip(tiles, offsets, books, strict=True)), dtype, out, overlap=False)
 
 
 def huffman_encode(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,5 +45,10 @@ def huffman_encode(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return device.encode(weight.detach().contiguous(), ops.safetensors_dtype(weight.dtype))
 
 
-for _function in (huffman_decode, huffman_decode_rows, huffman_decode_many, huffman_encode):
+for _function in (
+    huffman_decode,
+    huffman_decode_rows,
+    huffman_decode_to,
+    huffman_encode,
+):
     _library.impl(_function.__name__, _function, "CUDA")  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
     window_pack(weight)                                   -> blocks, places, records
     window_decode(blocks, places, records, rows, cols)    -> (rows, cols)
+    window_decode_to(blocks, places, records, out)        the same into `out` (rows, cols), contiguous
     window_linear(x, blocks, places, records, bias, rows, cols, exact) -> (..., rows)
 
 `window_linear` on a GPU multiplies straight from the layout, near to cuBLAS's result but not equal to its last
@@ -24,6 +25,7 @@ _PACKED = "Tensor blocks, Tensor places, Tensor records"
 for _schema in (
     f"window_pack(Tensor weight) -> ({_PACKED})",
     f"window_decode({_PACKED}, int rows, int cols) -> Tensor",
+    f"window_decode_to({_PACKED}, Tensor(a!) out) -> ()",
     f"window_linear(Tensor x, {_PACKED}, Tensor? bias, int rows, int cols, bool exact) -> Tensor",
 ):
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
@@ -52,6 +54,18 @@ def _decode_cuda(
     blocks: torch.Tensor, places: torch.Tensor, records: torch.Tensor, rows: int, cols: int
 ) -> torch.Tensor:
     return device.decode(Matrix(Geometry(rows, cols), blocks, places, records))
+
+
+def _decode_to_cpu(
+    blocks: torch.Tensor, places: torch.Tensor, records: torch.Tensor, out: torch.Tensor
+) -> None:
+    out.copy_(_decode_cpu(blocks, places, records, out.shape[0], out.shape[1]))
+
+
+def _decode_to_cuda(
+    blocks: torch.Tensor, places: torch.Tensor, records: torch.Tensor, out: torch.Tensor
+) -> None:
+    device.decode(Matrix(Geometry(out.shape[0], out.shape[1]), blocks, places, records), out)
 
 
 def _linear_cpu(
@@ -94,6 +108,12 @@ def _decode_fake(
     return blocks.new_empty((rows, cols), dtype=torch.bfloat16)
 
 
+def _decode_to_fake(
+    blocks: torch.Tensor, places: torch.Tensor, records: torch.Tensor, out: torch.Tensor
+) -> None:
+    pass
+
+
 def _linear_fake(
     x: torch.Tensor,
     blocks: torch.Tensor,
@@ -110,6 +130,7 @@ def _linear_fake(
 for _name, _cpu, _cuda, _fake in (
     ("window_pack", _pack_cpu, _pack_cuda, _pack_fake),
     ("window_decode", _decode_cpu, _decode_cuda, _decode_fake),
+    ("window_decode_to", _decode_to_cpu, _decode_to_cuda, _decode_to_fake),
     ("window_linear", _linear_cpu, _linear_cuda, _linear_fake),
 ):
     _library.impl(_name, _cpu, "CPU")  # type: ignore[no-untyped-call]
