@@ -12,15 +12,62 @@
 #include "tile_sums.cuh"
 
 constexpr int THREADS = (CONSUMERS + DECODERS) * WARP;
+constexpr int AHEAD = SLOTS - 2;  // steps from asking for activations to their product: a slot more is being read still
 constexpr int AREAS_AT = SLOTS * SLOT_BYTES, BARRIERS_AT = AREAS_AT + DECODERS * STAGES * AREA_BYTES;
 
+// Activations, a part of each step's tile for all blocks that share it, AHEAD steps before they are multiplied. A lane of
+// the consumers asks for them: it alone has no other work, and has itself read the slot that it fills again.
+struct ActivationFeed {
+    const u8* from;
+    int left, in_row, token_tile;  // steps of the run; of the row
+    Turn<SLOTS> turn;
+
+    __device__ __forceinline__ ActivationFeed(const Weights& w, const u8* x, Rank rank, int begin, int end) {
+        const Cursor at(w, begin, end, 0);
+        left = 2 * (w.stages_before(end) - w.stages_before(begin));
+        token_tile = at.token_tile;
+        in_row = row_steps(w) - at.segment * SEGMENT_HALVES;
+        locate(w, x, rank);
+        from += (long long)at.segment * (SEGMENT_HALVES * X_TILE_BYTES);
+    }
+    static __device__ __forceinline__ int row_steps(const Weights& w) { return ceil_div(w.halves, 2) * 2; }
+    __device__ __forceinline__ void locate(const Weights& w, const u8* x, Rank rank) {
+        from = x + (long long)(token_tile * CLUSTER_TOKENS + rank.token) * row_steps(w) * X_TILE_BYTES + rank.row * X_SHARE;
+    }
+    __device__ __forceinline__ void ask(const Weights& w, const u8* x, u32 slots, const Barriers& b, Rank rank) {
+        if (left == 0) return;
+        left--;
+        const u32 full = b.full + turn.number * 8, to = slots + turn.number * SLOT_BYTES + TILE_BYTES + rank.row * X_SHARE;
+        mbarrier_wait(full + SLOTS * 8, turn.parity ^ 1);
+        mbarrier_arrive_expect(full, COPIED);
+        if (CLUSTER_ROWS == 1)
+            bulk_copy(to, from, X_SHARE, full);
+        else
+            bulk_copy_to_all(to, from, X_SHARE, full, rank.row_ranks());
+        turn.advance();
+        from += X_TILE_BYTES;
+        if (--in_row > 0) return;
+        in_row = row_steps(w);
+        if (++token_tile == w.token_tiles) token_tile = 0;
+        locate(w, x, rank);
+    }
+};
+
 // Warpgroup `group`: known to be the same in all lanes, so that what it tells the tensor cores is reckoned once for a warp.
-__device__ __forceinline__ void consume(const Weights& w, const Output& out, float4* partial, u32 slots, const Barriers& b,
+__device__ __forceinline__ void consume(const Weights& w, const Output& out, const u8* x, float4* partial, u32 slots, const Barriers& b,
                                         Rank rank, int begin, int end, int cluster, int group) {
     const u32 a_tiles = descriptor(slots + group * BLOCKS_OF_64 * 64 * ROW_BYTES), x_tiles = descriptor(slots + TILE_BYTES);
     // Lane i tells the i-th sharer that a slot has been read.
     const int lane = threadIdx.x % WARP;
     const u32 empty = lane < SHARERS ? address_of_rank(b.empty, rank.sharer(lane)) : 0;
+    ActivationFeed activations(w, x, rank, begin, end);
+    const bool brings_x = threadIdx.x == 0;
+    if (brings_x) {
+        previous_done();
+        let_next_begin();
+        for (int i = 0; i < AHEAD; i++) activations.ask(w, x, slots, b, rank);
+    }
+    __syncwarp();
     Sums sums;
     Turn<SLOTS> turn;
     int unit = begin;
@@ -33,6 +80,8 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, flo
         u32 read = 0;  // the slot before
 #pragma unroll 1
         for (int k = 0; k < steps; k++) {
+            if (brings_x) activations.ask(w, x, slots, b, rank);
+            __syncwarp();
             mbarrier_wait(b.full + turn.number * 8, turn.parity);
             const u32 at = turn.number * (SLOT_BYTES >> 4);
             wgmma_begin();
@@ -78,9 +127,9 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
     cluster_sync();  // no block writes to another before its barriers are there
     if (warp < CONSUMERS) {
         const Output out{bias, y, rows, tokens, __int_as_float((127 + exponent) << 23)};
-        consume(w, out, partial, slots, barriers, rank, begin, end, cluster, warp / 4);
+        consume(w, out, x, partial, slots, barriers, rank, begin, end, cluster, warp / 4);
     } else {
-        decode_strip(w, x, shared + AREAS_AT, slots, barriers, warp - CONSUMERS, rank, begin, end);
+        decode_strip(w, shared + AREAS_AT, slots, barriers, warp - CONSUMERS, rank, begin, end);
     }
     __syncwarp();
     cluster_sync();  // nor leaves while others write to it

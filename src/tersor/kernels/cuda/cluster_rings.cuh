@@ -7,8 +7,8 @@
 // A cluster is CLUSTER_ROWS x CLUSTER_TOKENS blocks, rank = token tile * CLUSTER_ROWS + row tile. Blocks of the same row
 // tile share its weights: each decodes STRIPS / CLUSTER_TOKENS of the strips and copies them to the others. Those of
 // the same token tile share its activations: each asks for a part, for all. So a slot may be filled again when the
-// consumers of all blocks that one's own writes to have read it, and `empty` counts theirs; `full` counts the strips,
-// whoever decoded them, one arrival for the activations, and the bytes of all that is copied.
+// consumers of all blocks that one's own writes to have read it, and `empty` counts theirs; `full` counts the strips
+// decoded here, and the bytes of all that is copied: who asks for activations says how many.
 #pragma once
 #include "mbarrier.cuh"
 #include "tile_patches.cuh"
@@ -16,9 +16,9 @@
 constexpr int NOTE_AT = RECORD_AT + RECORD_BYTES, AREA_BYTES = NOTE_AT + 16;  // a note: the record's place
 constexpr int SLOT_BYTES = TILE_BYTES + X_TILE_BYTES;
 constexpr int X_SHARE = X_TILE_BYTES / CLUSTER_ROWS;  // of a tile of activations, what one block asks for
+constexpr int COPIED = X_TILE_BYTES + (STRIPS - DECODERS) * STRIP_BYTES;  // of a slot
 constexpr int SHARERS = CLUSTER_ROWS + CLUSTER_TOKENS - 1;  // blocks that write to one another, with oneself
 static_assert(DECODERS * CLUSTER_TOKENS == STRIPS, "a decoder per strip");
-static_assert(SLOTS % 2 == 0, "two are filled at a time");
 static_assert(SLOT_BYTES % STRIP_BYTES == 0, "patches go by addresses");
 
 struct Rank {
@@ -40,7 +40,7 @@ struct Barriers {
 
     __device__ __forceinline__ Barriers(u32 begin) : full(begin), empty(full + SLOTS * 8), stages(empty + SLOTS * 8) {}
     __device__ __forceinline__ void init() const {
-        for (int i = 0; i < SLOTS; i++) mbarrier_init(full + i * 8, STRIPS + 1), mbarrier_init(empty + i * 8, CONSUMERS * SHARERS);
+        for (int i = 0; i < SLOTS; i++) mbarrier_init(full + i * 8, DECODERS + 1), mbarrier_init(empty + i * 8, CONSUMERS * SHARERS);
         for (int i = 0; i < DECODERS * STAGES; i++) mbarrier_init(stages + i * 8, 1);
         mbarrier_init_done();
     }

@@ -33,18 +33,6 @@ __device__ __forceinline__ bool mbarrier_ended(u32 barrier, u32 parity) {
         : "memory");
     return ended;
 }
-// The same at once, without a try's sleep.
-__device__ __forceinline__ bool mbarrier_has_ended(u32 barrier, u32 parity) {
-    u32 ended;
-    asm volatile(
-        "{\n.reg .pred p;\n"
-        "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;\n}"
-        : "=r"(ended)
-        : "r"(barrier), "r"(parity)
-        : "memory");
-    return ended;
-}
 // Wait until the phase of this parity has ended. A try sleeps for a while before it fails.
 __device__ __forceinline__ void mbarrier_wait(u32 barrier, u32 parity) {
     for (u32 tries = PATIENCE; !mbarrier_ended(barrier, parity);)
@@ -60,9 +48,6 @@ __device__ __forceinline__ void bulk_copy(u32 to, const void* from, int bytes, u
 // The same for barriers and memory of other blocks of the cluster, by addresses of `address_of_rank`.
 __device__ __forceinline__ void mbarrier_arrive_at(u32 barrier) {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-__device__ __forceinline__ void mbarrier_arrive_expect_at(u32 barrier, int bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cluster.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void bulk_copy_at(u32 to, u32 from, int bytes, u32 barrier) {
     asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
