@@ -11,7 +11,7 @@ from tersor.kernels.compiler import compile_program
 from tersor.kernels.spqr.layout import Geometry as Spqr
 from tersor.kernels.tile.device import in_pieces, kept_for
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
-from tersor.kernels.tile.variant import VARIANTS, Variant, variant_for
+from tersor.kernels.tile.variant import ALWAYS, VARIANTS, Build, Variant, pays, variant_for
 from tersor.kernels.window.layout import Geometry as Window
 
 BUILDS = [build for builds in VARIANTS.values() for build in builds]
@@ -23,10 +23,14 @@ _BLOCK_SHARED = 227 * 1024
 @pytest.mark.parametrize("rows", [1, 128, 4096, 6144, 14336])
 @pytest.mark.parametrize("tokens", [16, 17, 300, 4096])
 @pytest.mark.parametrize("segments", [1, 3, 8, 28])
-@pytest.mark.parametrize("places", [1, 132, 264])
-def test_split_gives_every_unit_to_one_block(rows: int, tokens: int, segments: int, places: int) -> None:
-    split = choose(rows, tokens, segments, 128, places)
-    assert split.units == -(-rows // TILE_ROWS) * -(-tokens // 128) * segments
+@pytest.mark.parametrize(
+    ("places", "cluster"), [(1, (1, 1)), (132, (1, 1)), (264, (1, 1)), (66, (1, 2)), (30, (2, 2))]
+)
+def test_split_gives_every_unit_to_one_cluster(
+    rows: int, tokens: int, segments: int, places: int, cluster: tuple[int, int]
+) -> None:
+    split = choose(rows, tokens, segments, 128, places, cluster)
+    assert split.units == -(-rows // (TILE_ROWS * cluster[0])) * -(-tokens // (128 * cluster[1])) * segments
     begins = [split.begin(block) for block in range(split.clusters + 1)]
     assert begins[0] == 0
     assert begins[-1] == split.units
@@ -77,12 +81,16 @@ def test_every_tile_is_written_once_from_all_of_its_parts(split: Split) -> None:
 
 
 @pytest.mark.parametrize("build", BUILDS, ids=str)
-def test_builds_fit(build: Variant) -> None:
+def test_builds_fit(build: Build) -> None:
     for geometry in GEOMETRIES:
         shared = build.shared(geometry)
         assert shared <= _BLOCK_SHARED
         assert build.blocks_per_sm * (shared + 1024) <= _SM_SHARED
     assert build.threads * build.blocks_per_sm <= 2048
+
+
+@pytest.mark.parametrize("build", [build for build in BUILDS if isinstance(build, Variant)], ids=str)
+def test_warps_take_turns(build: Variant) -> None:
     assert not any(build.registers) or build.threads % 128 == 0  # registers are given out to warpgroups
     turns = build.decoders // 8
     assert turns * 2 // build.step_halves <= build.a_slots  # nobody takes two turns in one round of a ring
@@ -102,11 +110,12 @@ def test_registers_hold_the_exceptions_of_nearly_every_segment(exceptions: int, 
 
 @pytest.mark.parametrize("rows", [64, 1 << 16])
 def test_the_tiles_waste_little(rows: int) -> None:
-    for tokens in range(1, 5000):
+    for tokens in filter(pays, range(1, 5000)):
         build = variant_for(tokens, Window(rows, 1024))
-        padded = -(-tokens // build.tokens) * build.tokens
+        tile = build.tokens * build.cluster[1]
+        padded = -(-tokens // tile) * tile
         assert padded < 2 * tokens or padded == 32
-        assert tokens <= 256 or padded < 1.5 * tokens
+        assert tokens <= ALWAYS or padded < 1.25 * tokens
 
 
 def test_the_product_is_for_hopper() -> None:
@@ -118,7 +127,7 @@ def test_the_product_is_for_hopper() -> None:
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=["fast", "spqr-4", "spqr-3"])
 @pytest.mark.parametrize("build", BUILDS, ids=str)
-def test_the_tensor_cores_are_kept_busy(build: Variant, geometry: Window | Spqr) -> None:
+def test_the_tensor_cores_are_kept_busy(build: Build, geometry: Window | Spqr) -> None:
     """The compiler says when it must wait after each instruction, and that is all it does about it."""
     nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
     try:

@@ -9,7 +9,7 @@ from torch.nn.functional import linear
 from tersor.kernels import ops  # noqa: F401  (defines the operators)
 from tersor.kernels.fused.device import Matrix
 from tersor.kernels.tile import device as tile
-from tersor.kernels.tile.variant import VARIANTS, Variant
+from tersor.kernels.tile.variant import VARIANTS, Build
 from tersor.kernels.window import device as window
 from tersor.kernels.window.layout import Geometry
 
@@ -25,9 +25,9 @@ SHAPES = [(16, 64), (128, 128), (1, 64), (33, 100), (130, 576), (250, 2048), (13
 TOKENS = (1, 9, 16, 17, 31, 32, 33, 64, 65, 100, 128, 129, 256, 257, 512, 1000, 2048, 4096)
 
 
-def name_of(build: Variant) -> str:
+def name_of(build: Build) -> str:
     """As a test is called."""
-    return "n{tokens}-g{groups}-d{decoders}-s{stages}-a{a_slots}-x{x_slots}".format(**vars(build))
+    return "-".join(f"{name[:2]}{value}" for name, value in vars(build).items() if value).replace(" ", "")
 
 
 def gaussian(rows: int, cols: int) -> torch.Tensor:
@@ -49,7 +49,7 @@ def hostile(rows: int, cols: int) -> dict[str, torch.Tensor]:
     }
 
 
-def poisoned(x: torch.Tensor, packed: Matrix[Geometry], build: Variant | None) -> torch.Tensor:
+def poisoned(x: torch.Tensor, packed: Matrix[Geometry], build: Build | None) -> torch.Tensor:
     """The product, in memory that held NaN: an output that is not written shows."""
     rows, cols = packed.geometry.rows, packed.geometry.cols
     for size in (x.shape[0] * rows, (x.shape[0] + 256) * (cols + 64)):
@@ -76,10 +76,11 @@ def check(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("build", BUILDS, ids=name_of)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_every_build_is_as_good_as_cublas(shape: tuple[int, int], build: Variant) -> None:
+def test_every_build_is_as_good_as_cublas(shape: tuple[int, int], build: Build) -> None:
     weight = gaussian(*shape)
     packed = window.pack(weight)
-    for tokens in (1, build.tokens - 1, build.tokens, build.tokens + 1, 3 * build.tokens - 5):
+    tile = build.tokens * build.cluster[1]
+    for tokens in (1, tile - 1, tile, tile + 1, 3 * tile - 5):
         x = torch.randn(tokens, shape[1], device="cuda", dtype=torch.bfloat16)
         check(poisoned(x, packed, build), x, weight)
 
@@ -93,7 +94,7 @@ def test_every_number_of_tokens(shape: tuple[int, int], tokens: int) -> None:
     check(poisoned(x, packed, None), x, weight)
 
 
-@pytest.mark.parametrize("tokens", [16, 32, 64, 128, 256])
+@pytest.mark.parametrize("tokens", [16, 32, 64, 128, 256, 512])
 @pytest.mark.parametrize("shape", [(33, 100), (250, 2048), (130, 4104)], ids=str)
 def test_hostile_weights(shape: tuple[int, int], tokens: int) -> None:
     for weight in hostile(*shape).values():
@@ -102,7 +103,7 @@ def test_hostile_weights(shape: tuple[int, int], tokens: int) -> None:
 
 
 @pytest.mark.parametrize("build", BUILDS, ids=name_of)
-def test_the_result_is_the_same_every_time(build: Variant) -> None:
+def test_the_result_is_the_same_every_time(build: Build) -> None:
     weight = gaussian(6144, 2048)
     packed = window.pack(weight)
     x = torch.randn(build.tokens + 7, 2048, device="cuda", dtype=torch.bfloat16)

@@ -6,9 +6,7 @@
 #pragma once
 #include "ptx.cuh"
 
-// A wait of seconds is an error in a kernel and must not hang the GPU.
-constexpr u32 PATIENCE = 1u << 20;  // tries
-constexpr u32 SLEEP = 1u << 20;     // ns that a try may take: tries are instructions that others could issue
+constexpr u32 PATIENCE = 1u << 26;  // tries, seconds; a wait this long is an error in a kernel and must not hang the GPU
 
 __device__ __forceinline__ void mbarrier_init(u32 barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -26,10 +24,10 @@ __device__ __forceinline__ bool mbarrier_ended(u32 barrier, u32 parity) {
     u32 ended;
     asm volatile(
         "{\n.reg .pred p;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2, %3;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
         "selp.u32 %0, 1, 0, p;\n}"
         : "=r"(ended)
-        : "r"(barrier), "r"(parity), "n"(SLEEP)
+        : "r"(barrier), "r"(parity)
         : "memory");
     return ended;
 }

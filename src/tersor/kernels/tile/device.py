@@ -17,11 +17,8 @@ from tersor.kernels.fused.device import Matrix
 from tersor.kernels.fused.layout import EXCEPTION_BYTES, Geometry
 from tersor.kernels.launcher import Kernel, Launch, architecture, multiprocessors
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
-from tersor.kernels.tile.variant import Build, ClusterVariant, variant_for
+from tersor.kernels.tile.variant import Build, ClusterVariant, pays, variant_for
 
-# Beyond, decoding for cuBLAS is faster: at 512 tokens 0.58 of cuBLAS's speed on the plain matrix against 0.60 (`fast`)
-# and 0.66 (4 bits), at 1024 0.73 against 0.66 and 0.71 (bench/sweep_tile.py, geometric means of four shapes, one H200).
-MOST_TOKENS = 512
 _THREADS = 256
 _HALF_COLS = 64
 _PIECE = 8  # elements of the 16 bytes that are read at a time
@@ -34,7 +31,7 @@ def supported(device: torch.device) -> bool:
 
 def fastest(tokens: int, device: torch.device) -> bool:
     """Whether this product multiplies so many tokens faster than cuBLAS does after decoding."""
-    return supported(device) and 0 < tokens <= MOST_TOKENS
+    return supported(device) and pays(tokens)
 
 
 @dataclass(frozen=True)

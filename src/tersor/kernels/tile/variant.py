@@ -206,39 +206,29 @@ class ClusterVariant(Build):
         )
 
 
-# Launched with 72 registers a thread, or 96.
-_MANY_DECODERS, _MANY_SUMS = (104, 64, 32), (160, 64, 32)
 # The first of each size is used, for large matrices LARGE; the others are for bench/sweep_tile.py.
 VARIANTS: dict[int, tuple[Build, ...]] = {
     32: (Variant(32, 1, 16, 4, 2, 4), Variant(32, 1, 8, 2, 1, 2, 2), Variant(32, 1, 8, 4, 2, 4)),
-    64: (
-        Variant(64, 2, 16, 4, 2, 3),
-        Variant(64, 1, 16, 4, 2, 3, registers=(112, 64, 56)),
-        Variant(64, 2, 8, 3, 2, 4),
-    ),
-    128: (
-        Variant(128, 2, 8, 2, 2, 3),
-        Variant(128, 2, 16, 4, 4, 3, step_halves=1, registers=_MANY_DECODERS),
-        Variant(128, 2, 8, 3, 4, 4, step_halves=1),
-        ClusterVariant(128, (2, 2), 6, 2),
-        ClusterVariant(128, (1, 2), 6, 2),
-    ),
-    256: (
-        Variant(256, 2, 8, 2, 4, 3, step_halves=1, registers=_MANY_SUMS),
-        ClusterVariant(256, (2, 2), 4, 2),
-        ClusterVariant(256, (1, 2), 4, 2),
-    ),
+    64: (Variant(64, 2, 16, 4, 2, 3), Variant(64, 2, 8, 3, 2, 4)),
+    128: (Variant(128, 2, 8, 3, 4, 4, step_halves=1), Variant(128, 2, 8, 2, 2, 3)),
+    256: (Variant(256, 2, 8, 2, 4, 3, step_halves=1, registers=(160, 64, 32)),),
+    512: (ClusterVariant(256, (1, 2), 4, 2), ClusterVariant(256, (2, 2), 4, 2)),
 }
 # Two blocks per multiprocessor wait less, but the units of a smaller matrix do not come out even on so many.
 LARGE = {32: VARIANTS[32][1]}
 _LARGE_FROM = 1 << 26  # weights
-_DECODING = 64  # tokens' worth of time that a step costs whatever its tokens
+ALWAYS = max(VARIANTS)  # tokens up to which this is the fastest way whatever their number
+_SOMETIMES, _WASTE = 1024, 1.2  # and up to which it is if clusters' tiles are nearly full
+
+
+def pays(tokens: int) -> bool:
+    """Whether decoding the whole matrix for cuBLAS takes longer (bench/sweep_tile.py, one H200)."""
+    padded = -(-tokens // ALWAYS) * ALWAYS
+    return 0 < tokens <= ALWAYS or (ALWAYS < tokens <= _SOMETIMES and padded <= _WASTE * tokens)
 
 
 def variant_for(tokens: int, geometry: Geometry) -> Build:
-    """The build whose tiles waste least for this many tokens and a matrix of this size."""
-    size = next((n for n in VARIANTS if tokens <= n), None)
-    if size is None:
-        size = min((256, 128), key=lambda n: -(-tokens // n) * (n + _DECODING))
+    """The build for this many tokens and a matrix of this size."""
+    size = next((n for n in VARIANTS if tokens <= n), ALWAYS)
     large = geometry.rows * geometry.cols >= _LARGE_FROM
     return LARGE[size] if large and size in LARGE else VARIANTS[size][0]
