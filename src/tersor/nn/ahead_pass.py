@@ -36,7 +36,7 @@ from tersor.nn.module import CompressedModule
 from tersor.nn.ring import Ring, Turns
 from tersor.nn.stored import Stored
 
-RING_BYTES = 384 << 20  # decoded weights that wait for their products; more if one matrix is larger
+RING_BYTES = 640 << 20  # decoded weights that wait for their products; more if one matrix is larger
 PIECE_BYTES = 96 << 20  # decoded together, if each is smaller: a launch has its price
 _PIECE_LAYERS = 8
 _ALIGN = 512  # bytes, as the allocator's: cuBLAS may choose by alignment

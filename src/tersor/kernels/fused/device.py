@@ -19,6 +19,9 @@ from tersor.kernels.fused.variant import Variant, planned
 from tersor.kernels.launcher import Kernel, Launch, multiprocessors, shared_limit
 
 _DECODE_THREADS = 128
+# Bytes of shared memory that a decoding block takes and does not use, where it works beside others: with it there are
+# six to a multiprocessor, which keep the memory as busy as thirteen, and small kernels need not wait for one to end.
+_ELBOW_ROOM = 20 << 10
 _COMBINE_THREADS = 128
 _COMBINED = 4 * _COMBINE_THREADS  # outputs of a block
 
@@ -54,13 +57,14 @@ def _combine_kernel() -> Kernel:
 def decode(matrix: Matrix[Geometry], out: Tensor | None = None) -> Tensor:
     """The bfloat16 matrix (rows, cols), bit for bit; written to `out`, contiguous, if given.
 
-    What is given may be read on other streams: then the kernel does not begin while the one before it ends.
+    What is given may be read on other streams: then the kernel does not begin while the one before it ends, and leaves
+    room for theirs on every multiprocessor.
     """
     geometry, device, overlap = matrix.geometry, matrix.stages.device, out is None
     if out is None:
         out = matrix.stages.new_empty((geometry.rows, geometry.cols), dtype=torch.bfloat16)
     _decode_kernel(geometry.macros)(
-        Launch((geometry.records, 1), _DECODE_THREADS, overlap=overlap), device,
+        Launch((geometry.records, 1), _DECODE_THREADS, 0 if overlap else _ELBOW_ROOM, overlap=overlap), device,
         matrix.stages, matrix.places, matrix.records, out,
         geometry.rows, geometry.cols, geometry.halves, geometry.segments, matrix.unit,
     )  # fmt: skip
