@@ -17,7 +17,7 @@ from tersor.kernels.fused.device import Matrix
 from tersor.kernels.fused.layout import EXCEPTION_BYTES, Geometry
 from tersor.kernels.launcher import Kernel, Launch, architecture, multiprocessors
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
-from tersor.kernels.tile.variant import Build, ClusterVariant, pays, variant_for
+from tersor.kernels.tile.variant import LONE, Build, ClusterVariant, pays, variant_for
 
 _THREADS = 256
 _HALF_COLS = 64
@@ -59,6 +59,8 @@ def planned(geometry: Geometry, tokens: int, kept: int, variant: Build | None, d
     places = multiprocessors(device) * variant.blocks_per_sm
     if blocks > 1:
         places = product.clusters(Launch((blocks, 1), variant.threads, shared), device, blocks)
+        if not places:  # part of a GPU
+            return planned(geometry, tokens, kept, LONE, device)
     split = choose(geometry.rows, tokens, geometry.segments, variant.tokens, places, variant.cluster)
     cut = split.cuts and split.clusters > 1
     quads = TILE_ROWS * variant.tokens // 4 * blocks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tersor.kernels.compiler import Program
 from tersor.kernels.fused.layout import STRIP_ROWS, Geometry
@@ -99,11 +99,7 @@ class Variant(Build):
     step_halves: int = 2
     registers: tuple[int, int, int] = (0, 0, 0)
     kept: int = 4
-
-    @property
-    def cluster(self) -> tuple[int, int]:  # type: ignore[override]
-        """Every block for itself."""
-        return 1, 1
+    cluster: tuple[int, int] = field(default=(1, 1), init=False, repr=False)  # every block for itself
 
     @property
     def arranged(self) -> bool:
@@ -216,6 +212,7 @@ VARIANTS: dict[int, tuple[Build, ...]] = {
 }
 # Two blocks per multiprocessor wait less, but the units of a smaller matrix do not come out even on so many.
 LARGE = {32: VARIANTS[32][1]}
+LONE = VARIANTS[256][0]  # where clusters find no room
 _LARGE_FROM = 1 << 26  # weights
 ALWAYS = max(VARIANTS)  # tokens up to which this is the fastest way whatever their number
 _SOMETIMES, _WASTE = 1024, 1.2  # and up to which it is if clusters' tiles are nearly full
