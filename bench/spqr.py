@@ -179,18 +179,15 @@ def _compile(programs: set[Program], gpu: torch.device) -> None:
 def _check(x: torch.Tensor, own: bench_spqr.Sample, builds: Sequence[Variant]) -> None:
     """An error like cuBLAS's, and the same bits from every build."""
     exact = x.double() @ own.weight.double().T
-
-    def error(y: torch.Tensor) -> float:
-        return float((y.double() - exact).norm() / exact.norm())
-
-    most = bench_spqr.WORST_ERROR * error(linear(x, own.weight))
+    most = bench_spqr.WORST_ERROR * bench_spqr.error(linear(x, own.weight), exact)
     first = device.linear(x, own.matrix, None, builds[0])
     for build in builds:
         torch.full_like(first, float("nan"))  # freed: poison
         y = device.linear(x, own.matrix, None, build)
-        if not error(y) <= most or not torch.equal(y, first):
+        error = bench_spqr.error(y, exact)
+        if not error <= most or not torch.equal(y, first):
             raise VerificationError(
-                f"{build}: error {error(y):.1e}, {most:.1e} allowed; the bits of {builds[0]}?"
+                f"{build}: error {error:.1e}, {most:.1e} allowed; the bits of {builds[0]}?"
             )
 
 

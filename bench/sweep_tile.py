@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from tersor.kernels.launcher import architecture, multiprocessors, shared_limit
 from tersor.kernels.spqr import device as spqr
 from tersor.kernels.spqr import linear as spqr_linear
 from tersor.kernels.tile.device import kept_for, tile_linear
-from tersor.kernels.tile.variant import VARIANTS, Variant, variant_for
+from tersor.kernels.tile.variant import VARIANTS, Build, variant_for
 from tersor.kernels.window import device as window
 from tersor.kernels.window import linear as window_linear
 
@@ -34,7 +34,7 @@ TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 FEW: dict[str, tuple[Any, Any]] = {"fast": (window, window_linear), "spqr": (spqr, spqr_linear)}
 
 
-def builds(tokens: int) -> list[Variant]:
+def builds(tokens: int) -> list[Build]:
     """Worth trying: those of the smallest tile that holds the tokens, for many tokens of the two largest."""
     sizes = [n for n in VARIANTS if tokens <= n][:1] or list(VARIANTS)[-2:]
     return [build for n in sizes for build in VARIANTS[n]]
@@ -52,7 +52,7 @@ def sample(layout: str, rows: int, cols: int, device: torch.device) -> tuple[tor
 def compile_all(tokens: list[int], matrix: Matrix[Any], device: torch.device) -> None:
     """Every build, by all processors at once."""
     kept = kept_for(matrix.geometry, matrix.places, matrix.records)
-    chosen = {replace(build, kept=min(build.kept, kept)) for m in tokens for build in builds(m)}
+    chosen = {build.keeping(min(build.kept, kept)) for m in tokens for build in builds(m)}
     programs = {program for b in chosen for program in b.programs(matrix.geometry)}
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda program: machine_code(program, architecture(device)), programs))
@@ -114,7 +114,7 @@ def main() -> None:
             plain = [weight.clone() for _ in range(measure.copies(2 * weight.numel()))]
             for tokens in sizes:
                 x = torch.randn(tokens, cols, device=device, dtype=torch.bfloat16)
-                good: list[Variant] = []
+                good: list[Build] = []
                 for build in builds(tokens):
                     if build.shared(matrix.geometry) > shared_limit(device):
                         print(f"  does not fit: {build}")
@@ -143,7 +143,7 @@ def main() -> None:
                 for build, seconds in zip(good, times, strict=False):
                     results.append(
                         {"layout": layout, "rows": rows, "cols": cols, "tokens": tokens, "cublas": cublas}
-                        | {"decode": decode_time, "seconds": seconds, "build": asdict(build)}
+                        | {"decode": decode_time, "seconds": seconds, "build": vars(build)}
                     )
             del weight, matrix, ours, plain
     for (layout, tokens), own in ratios.items():

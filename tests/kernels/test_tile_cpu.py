@@ -9,9 +9,10 @@ import torch
 from tersor.format.errors import KernelError
 from tersor.kernels.compiler import compile_program
 from tersor.kernels.spqr.layout import Geometry as Spqr
+from tersor.kernels.tile import device
 from tersor.kernels.tile.device import in_pieces, kept_for
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
-from tersor.kernels.tile.variant import ALWAYS, VARIANTS, Build, Variant, pays, variant_for
+from tersor.kernels.tile.variant import ALWAYS, LONE, VARIANTS, Build, Variant, pays, variant_for
 from tersor.kernels.window.layout import Geometry as Window
 
 BUILDS = [build for builds in VARIANTS.values() for build in builds]
@@ -87,6 +88,21 @@ def test_builds_fit(build: Build) -> None:
         assert shared <= _BLOCK_SHARED
         assert build.blocks_per_sm * (shared + 1024) <= _SM_SHARED
     assert build.threads * build.blocks_per_sm <= 2048
+
+
+def test_where_clusters_find_no_room_blocks_multiply_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "multiprocessors", lambda _: 132)
+    monkeypatch.setattr(device, "_clusters", lambda *_: 0)
+    device.planned.cache_clear()
+    try:
+        gpu, matrix = torch.device("cuda", 0), Window(4099, 4096)
+        plan = device.planned(matrix, 400, 4, None, gpu)
+        assert plan.variant == LONE
+        assert plan.launch.blocks[0] == plan.split.clusters
+        with pytest.raises(KernelError, match="no room"):
+            device.planned(matrix, 400, 4, VARIANTS[ALWAYS][0], gpu)
+    finally:
+        device.planned.cache_clear()
 
 
 @pytest.mark.parametrize("build", [build for build in BUILDS if isinstance(build, Variant)], ids=str)

@@ -104,9 +104,9 @@ def test_hostile_weights(shape: tuple[int, int], tokens: int) -> None:
 
 @pytest.mark.parametrize("build", BUILDS, ids=name_of)
 def test_the_result_is_the_same_every_time(build: Build) -> None:
-    weight = gaussian(6144, 2048)
+    weight = gaussian(1040, 8192)  # of which every build cuts tiles
     packed = window.pack(weight)
-    x = torch.randn(build.tokens + 7, 2048, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(build.tokens * build.cluster[1] + 7, 8192, device="cuda", dtype=torch.bfloat16)
     first = poisoned(x, packed, build)
     check(first, x, weight)
     for _ in range(20):
@@ -164,7 +164,7 @@ def test_activations_wherever_they_stand(size: int, cols: int, form: str) -> Non
             check(poisoned(x, packed, build), x, weight)
 
 
-@pytest.mark.parametrize("tokens", [17, 64, 200])
+@pytest.mark.parametrize("tokens", [17, 64, 200, 300])
 def test_product_can_be_captured_and_compiled(tokens: int) -> None:
     weight = gaussian(1152, 4096)
     packed = torch.ops.tersor.window_pack(weight)

@@ -87,5 +87,5 @@ def test_more_tokens_than_a_launch_takes_are_refused_by_the_choice() -> None:
 
 
 def test_shared_memory_is_what_the_kernel_lays_out() -> None:
-    # rings 8 * (2 * 2816 + 1024), sums 2 * 8 * 8 * 17 floats, no slice of x
-    assert Variant(8, 8, 2, 2).shared(STAGE_BYTES) == 8 * 6656 + 2 * 8 * 8 * 17 * 4
+    # rings 8 * (2 * 2816 + 1024), sums 2 * 8 * 8 * 16 floats, no slice of x
+    assert Variant(8, 8, 2, 2).shared(STAGE_BYTES) == 8 * 6656 + 2 * 8 * 8 * 16 * 4

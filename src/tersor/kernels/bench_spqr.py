@@ -244,13 +244,14 @@ def _tinygemm(rows: int, cols: int, group: int = 64) -> list[Callable[[Tensor], 
     return [partial(call, *copy) for copy in copies]
 
 
+def error(y: Tensor, exact: Tensor) -> float:
+    """Of a product, relative to the `exact` one (float64), both of any shape."""
+    return float((y.double() - exact).norm() / exact.norm())
+
+
 def _check_product(x: Tensor, own: Sample, kind: Kind) -> None:
     exact = x.double() @ own.weight.double().T
-
-    def error(y: Tensor) -> float:
-        return float((y.double() - exact).norm() / exact.norm())
-
-    ours, cublas = error(product(x, own.matrix)), error(linear(x, own.weight))
+    ours, cublas = error(product(x, own.matrix), exact), error(linear(x, own.weight), exact)
     if not ours <= WORST_ERROR * cublas:
         size = tuple(own.weight.shape)
         raise VerificationError(f"{kind}, {size}, {len(x)} tokens: error {ours:.1e}, cuBLAS has {cublas:.1e}")

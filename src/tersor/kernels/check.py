@@ -75,8 +75,8 @@ def spqr_programs(geometry: spqr.Geometry, architecture: str, shared: int) -> It
 
 def tile_programs(geometry: Layout) -> Iterator[Program]:
     """The product for many tokens, in every build that a benchmark tries, up to what adds cut tiles."""
-    for builds in VARIANTS.values():
-        yield from dict.fromkeys(program for build in builds for program in build.programs(geometry)[:-1])
+    builds = [build for some in VARIANTS.values() for build in some]
+    yield from dict.fromkeys(program for build in builds for program in build.programs(geometry)[:-1])
 
 
 def variants(shared: int) -> list[Variant]:

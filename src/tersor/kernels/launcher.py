@@ -85,27 +85,21 @@ class Kernel:
             with torch.cuda.device(index):
                 self._launch(launch, index, arguments)
 
-    def clusters(self, launch: Launch, device: torch.device, size: int) -> int:
-        """How many clusters of `size` blocks the device holds at a time: fewer than its multiprocessors have room
-        for, where those of a cluster's neighbourhood do not come out even."""
+    def clusters(self, launch: Launch, device: torch.device) -> int:
+        """How many clusters like `launch` the device holds at a time.
+
+        That is fewer than its multiprocessors have room for where they do not come out even in neighbourhoods.
+        """
         driver = _driver()
         index = torch.cuda.current_device() if device.index is None else device.index
+        config, attribute = _shaped(launch), driver.CUlaunchAttribute()
+        attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+        size = attribute.value.clusterDim
+        size.x, size.y, size.z = *launch.blocks, 1
+        config.attrs, config.numAttrs = [attribute], 1
         with torch.cuda.device(index):
-            function = self._function(index)
-            config = driver.CUlaunchConfig()
-            config.gridDimX, config.gridDimY, config.gridDimZ = size, 1, 1
-            config.blockDimX, config.blockDimY, config.blockDimZ = launch.threads, 1, 1
-            config.sharedMemBytes = launch.shared
-            attribute = driver.CUlaunchAttribute()
-            attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
-            attribute.value.clusterDim.x, attribute.value.clusterDim.y, attribute.value.clusterDim.z = (
-                size,
-                1,
-                1,
-            )
-            config.attrs, config.numAttrs = [attribute], 1
-            result = driver.cuOccupancyMaxActiveClusters(function, config)
-            return int(_check(result, f"asking for room for {self.program.entry}"))
+            result = driver.cuOccupancyMaxActiveClusters(self._function(index), config)
+        return int(_check(result, f"asking for room for {self.program.entry}"))
 
     def _function(self, index: int) -> Any:
         function = self._loaded.get(index)
@@ -133,14 +127,19 @@ class Kernel:
         return function
 
 
-@lru_cache(maxsize=4096)
-def _config(launch: Launch, device: int, stream: int) -> Any:
-    """The driver's form of a launch on a stream; never changed, because threads share it."""
-    driver = _driver()
-    config = driver.CUlaunchConfig()
+def _shaped(launch: Launch) -> Any:
+    """The driver's form of a launch, but for stream and attributes."""
+    config = _driver().CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ = *launch.blocks, 1
     config.blockDimX, config.blockDimY, config.blockDimZ = launch.threads, 1, 1
     config.sharedMemBytes = launch.shared
+    return config
+
+
+@lru_cache(maxsize=4096)
+def _config(launch: Launch, device: int, stream: int) -> Any:
+    """The driver's form of a launch on a stream; never changed, because threads share it."""
+    driver, config = _driver(), _shaped(launch)
     config.hStream = stream
     if launch.overlap and torch.cuda.get_device_capability(device)[0] >= _OVERLAPS:
         attribute = driver.CUlaunchAttribute()

@@ -4,10 +4,11 @@
 // are read from shared memory as seldom as can be; that takes so many registers that there are twelve warps at most:
 //
 //   CONSUMERS   two warpgroups: wgmma on 64 rows x TOKENS tokens each, sums in registers
-//   DECODERS    a warpgroup or two: a strip of 16 rows each (cluster_decode.cuh)
+//   DECODERS    a warpgroup: a strip of 16 rows each (cluster_decode.cuh)
 //
-// In a cluster of 2 x 2 blocks (cluster_rings.cuh) each decodes half of its tile's weights, and asks for half of its
-// activations: weights are decoded once for 512 tokens, and activations come from the L2 cache once for 256 rows.
+// In a cluster of 1 x 2 blocks (cluster_rings.cuh), which is what is used, each decodes half of its tile's weights: they
+// are decoded once for 512 tokens. In one of 2 x 2 each also asks for half of its activations, which then come from the
+// L2 cache once for 256 rows; but fewer of these find room on a GPU.
 #include "cluster_decode.cuh"
 #include "tile_sums.cuh"
 
@@ -126,7 +127,7 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
     if (threadIdx.x == 0) barriers.init();
     cluster_sync();  // no block writes to another before its barriers are there
     if (warp < CONSUMERS) {
-        const Output out{bias, y, rows, tokens, __int_as_float((127 + exponent) << 23)};
+        const Output out{bias, y, rows, tokens, power_of_two(exponent)};
         consume(w, out, x, partial, slots, barriers, rank, begin, end, cluster, warp / 4);
     } else {
         decode_strip(w, shared + AREAS_AT, slots, barriers, warp - CONSUMERS, rank, begin, end);

@@ -11,6 +11,7 @@
 // time, straight to memory: slowly, never outside the output.
 #include "join.cuh"
 #include "lookup.cuh"
+#include "sums.cuh"
 
 constexpr int LANES = BLOCK_BYTES / CHUNK_BYTES;    // of a group
 constexpr int CHUNK_WORDS = CHUNK_BYTES / 4, CHUNK_BITS = CHUNK_BYTES * 8;

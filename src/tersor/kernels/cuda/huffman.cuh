@@ -1,6 +1,7 @@
 // The huffman codec (FORMAT.md, section 3): its code as a table, its streams, tiles and elements.
 #pragma once
 #include "lookup.cuh"
+#include "sums.cuh"
 
 constexpr int STREAMS_PER_ROW = TILE_COLS / STREAM;
 constexpr int ROW_WORDS = STREAM / 4 + 3;  // 32-bit words of a stream in shared memory: 2 for noise, odd for the banks

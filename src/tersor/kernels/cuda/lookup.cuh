@@ -10,7 +10,7 @@
 // and y = 0 where the first code has more than 12 bits. Integer instructions count, so shift counts are used as they
 // stand (shifts look at five bits only) and a word of symbols is stored after every look-up, full or not.
 #pragma once
-#include "sums.cuh"
+#include "ptx.cuh"
 
 constexpr int TABLE = 1 << MAX_CODE_BITS;
 

@@ -129,6 +129,8 @@ __device__ __forceinline__ float from_f16(u32 h) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"((u16)h));
     return f;
 }
+// 2^exponent, a normal number.
+__device__ __forceinline__ float power_of_two(int exponent) { return __int_as_float((127 + exponent) << 23); }
 // Two floats rounded to a pair of bfloat16.
 __device__ __forceinline__ u32 to_bf16x2(float low, float high) {
     u32 d;

@@ -3,8 +3,6 @@
 #include "exceptions.cuh"
 #include "stage.cuh"
 
-__device__ __forceinline__ float power_of_two(int exponent) { return __int_as_float((127 + exponent) << 23); }
-
 // Of one row of a segment; the weights are in units of 2^unit.
 struct RowScale {
 #if LAYOUT == 0

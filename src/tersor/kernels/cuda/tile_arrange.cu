@@ -13,7 +13,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 tile_arrange(const u16* __restrict__ x,  // [tokens] rows of `pitch` elements
              uint4* __restrict__ out,
              int tokens, int cols, int pitch, int halves, int total) {  // halves: a multiple of two
-    let_next_begin();  // tile_linear may ask for weights meanwhile
+    let_next_begin();  // the product may ask for weights meanwhile
     const int i = blockIdx.x * THREADS + threadIdx.x;
     previous_done();
     if (i >= total) return;

@@ -1,4 +1,4 @@
-// The tiles of tile_linear that its blocks cut between them: add the parts in the order of the columns, write y.
+// The tiles that a product's blocks cut between them: add the parts in the order of the columns, write y.
 //
 // blockIdx.x + 1 is the cluster whose run begins inside a tile, if it is the first to do so; blockIdx.y and a thread
 // are a quad of the tile's sums. Whose parts they are is found out while the product ends.
@@ -19,7 +19,7 @@ tile_combine(const float4* partial, const u16* __restrict__ bias, u16* __restric
     const int quad = blockIdx.y % (QUADS / THREADS) * THREADS + threadIdx.x, rank = blockIdx.y / (QUADS / THREADS);
     constexpr int PART = CLUSTER * QUADS;
     const float4* part = partial + (long long)(2 * first + 1) * PART + rank * QUADS + quad;  // of the first, then of the next
-    if (!cut_here && blockIdx.x + blockIdx.y) return;  // the first one waits: who waits for us waits for tile_linear
+    if (!cut_here && blockIdx.x + blockIdx.y) return;  // the first one waits: who waits for us waits for the product
     previous_done();
     if (!cut_here) return;
     float4 total = __ldcg(part);
@@ -36,7 +36,7 @@ tile_combine(const float4* partial, const u16* __restrict__ bias, u16* __restric
         }
     }
     const int thread = quad % (GROUPS * 128), number = quad / (GROUPS * 128);
-    const Output out{bias, y, rows, tokens, __int_as_float((127 + exponent) << 23)};
+    const Output out{bias, y, rows, tokens, power_of_two(exponent)};
     const int row_tile = tile / token_tiles * CLUSTER_ROWS + rank % CLUSTER_ROWS;
     const int token_tile = tile % token_tiles * CLUSTER_TOKENS + rank / CLUSTER_ROWS;
     const Quad at(thread, number / (TOKENS / 8), number % (TOKENS / 8));

@@ -93,7 +93,7 @@ tile_linear(const u8* __restrict__ weights, const int* __restrict__ places, cons
 #if CONSUMER_REGISTERS
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
 #endif
-        const Output out{bias, y, rows, tokens, __int_as_float((127 + exponent) << 23)};
+        const Output out{bias, y, rows, tokens, power_of_two(exponent)};
         consume(w, out, partial, base, operands_x, barriers, begin, end, GROUPS == 1 ? 0 : warp / 4);
     } else if (warp < CONSUMERS + DECODERS) {
 #if CONSUMER_REGISTERS

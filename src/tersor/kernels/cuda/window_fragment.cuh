@@ -10,14 +10,14 @@ constexpr u32 PIECE = ((1u << PIECE_BITS) - 1) * 0x00010001u;
 constexpr u32 SIGN = 0x80008000u;
 
 // 2^(base - CODE_EXPONENT), what the sums of a row are multiplied by.
-__device__ __forceinline__ float row_scale(int base) { return __int_as_float((127 + base - CODE_EXPONENT) << 23); }
+__device__ __forceinline__ float row_scale(int base) { return power_of_two(base - CODE_EXPONENT); }
 // 2^(base - 127): the filler that stands in an exception's place.
 __device__ __forceinline__ float row_filler(int base) { return __int_as_float(base << 23); }
 
 // Read and decode this lane's part of the block at `block`: [step i][register r], two bfloat16 each.
 __device__ __forceinline__ void decode_block(u32 (&a)[STEPS][4], const u8* block, int lane) {
     const uint4 low = *(const uint4*)(block + lane * 16);
-    const uint4 high = *(const uint4*)(block + 512 + lane * 16);
+    const uint4 high = *(const uint4*)(block + QUADS_AT + lane * 16);
     const uint2 pair = *(const uint2*)(block + PAIR_AT + lane * 8);
     const u32 last = *(const u32*)(block + LAST_AT + lane * 4);
     const u32 words[WORDS] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w, pair.x, pair.y, last};

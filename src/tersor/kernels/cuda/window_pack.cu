@@ -98,7 +98,7 @@ window_blocks(const u16* __restrict__ w, const u8* __restrict__ base, u8* __rest
     }
     out += (long long)number * BLOCK_BYTES;
     *(uint4*)(out + lane * 16) = make_uint4(words[0], words[1], words[2], words[3]);
-    *(uint4*)(out + 512 + lane * 16) = make_uint4(words[4], words[5], words[6], words[7]);
+    *(uint4*)(out + QUADS_AT + lane * 16) = make_uint4(words[4], words[5], words[6], words[7]);
     *(uint2*)(out + PAIR_AT + lane * 8) = make_uint2(words[8], words[9]);
     *(u32*)(out + LAST_AT + lane * 4) = words[10];
 }

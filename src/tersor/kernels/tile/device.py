@@ -1,17 +1,18 @@
 """The product for many tokens, launched: x W^T + bias for any layout that can be decoded by stages.
 
 Up to three kernels, each chained to the one before by programmatic dependent launch: for large tiles the
-activations are laid out as operands, the tiles are multiplied, tiles that were cut between blocks are added
-up. Nothing waits for the GPU, nothing is allocated but torch's tensors.
+activations are laid out as operands, the tiles are multiplied, tiles that were cut between (clusters of) blocks are
+added up. Nothing waits for the GPU, nothing is allocated but torch's tensors.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 
 import torch
 
+from tersor.format.errors import KernelError
 from tersor.kernels.compiler import Program
 from tersor.kernels.fused.device import Matrix
 from tersor.kernels.fused.layout import EXCEPTION_BYTES, Geometry
@@ -49,18 +50,20 @@ class Plan:
 
 
 @lru_cache(maxsize=1024)  # asked at every product
-def planned(geometry: Geometry, tokens: int, kept: int, variant: Build | None, device: torch.device) -> Plan:
-    """The plan for so many tokens, on a GPU; `variant`: a build other than the best."""
-    variant = variant or variant_for(tokens, geometry)
-    variant = replace(variant, kept=min(variant.kept, kept))  # type: ignore[type-var]
+def planned(geometry: Geometry, tokens: int, kept: int, wanted: Build | None, device: torch.device) -> Plan:
+    """The plan for so many tokens, on a GPU; `wanted`: a build other than the best."""
+    variant = wanted or variant_for(tokens, geometry)
+    variant = variant.keeping(min(variant.kept, kept))
     blocks = variant.cluster[0] * variant.cluster[1]
     shared = variant.shared(geometry)
     product = _kernel(variant.program(geometry), shared)
     places = multiprocessors(device) * variant.blocks_per_sm
     if blocks > 1:
-        places = product.clusters(Launch((blocks, 1), variant.threads, shared), device, blocks)
-        if not places:  # part of a GPU
+        places = _clusters(product.program, Launch((blocks, 1), variant.threads, shared), device)
+        if not places and wanted is None:  # part of a GPU
             return planned(geometry, tokens, kept, LONE, device)
+        if not places:
+            raise KernelError(f"{device} has no room for {variant}; leave the choice of a build to tersor")
     split = choose(geometry.rows, tokens, geometry.segments, variant.tokens, places, variant.cluster)
     cut = split.cuts and split.clusters > 1
     quads = TILE_ROWS * variant.tokens // 4 * blocks
@@ -79,6 +82,11 @@ def planned(geometry: Geometry, tokens: int, kept: int, variant: Build | None, d
 @cache
 def _kernel(program: Program, shared: int = 0) -> Kernel:
     return Kernel(program, shared)
+
+
+@cache  # of the driver's answer, which does not depend on the matrix
+def _clusters(program: Program, launch: Launch, device: torch.device) -> int:
+    return _kernel(program, launch.shared).clusters(launch, device)
 
 
 def tile_linear(

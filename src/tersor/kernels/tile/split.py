@@ -1,10 +1,10 @@
 """How a product's tiles are dealt out to blocks of threads: cuda/tile_work.cuh in Python, and the choice.
 
-A tile is 128 rows x N tokens of the result, a unit one segment (512 columns) of a tile. Units stand in the
-order (rows, tokens, columns): blocks that work at the same time use the same weights. Every block takes a
-nearly equal run of them ("stream-K"), so that the GPU is busy to the end whatever the shape is. Tiles that
-are cut cost a trip of their sums through memory and a kernel that adds them, so where whole tiles come out
-even they are left whole.
+A tile is 128 rows x N tokens of the result, times the blocks of a cluster where they work together; a unit is
+one segment (512 columns) of a tile. Units stand in the order (rows, tokens, columns): blocks that work at the
+same time use the same weights. Every cluster (of one block, mostly) takes a nearly equal run of them
+("stream-K"), so that the GPU is busy to the end whatever the shape is. Tiles that are cut cost a trip of their
+sums through memory and a kernel that adds them, so where whole tiles come out even they are left whole.
 """
 
 from __future__ import annotations

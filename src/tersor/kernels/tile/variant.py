@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 from tersor.kernels.compiler import Program
 from tersor.kernels.fused.layout import STRIP_ROWS, Geometry
@@ -39,6 +40,10 @@ class Build(ABC):
         """Threads of a block."""
 
     @abstractmethod
+    def keeping(self, kept: int) -> Self:
+        """The same, but for `kept`."""
+
+    @abstractmethod
     def shared(self, geometry: Geometry) -> int:
         """Bytes of dynamic shared memory of a block."""
 
@@ -54,11 +59,18 @@ class Build(ABC):
             ("GROUPS", self.groups),
             ("CLUSTER_ROWS", self.cluster[0]),
             ("CLUSTER_TOKENS", self.cluster[1]),
+            ("INSTRUCTION_TOKENS", self.instruction_tokens),
         )
+
+    @property
+    def instruction_tokens(self) -> int:
+        """Tokens that are multiplied by one instruction, as registers allow."""
+        fitting = (tokens for tokens, needed in _NEEDED.items() if self.threads * needed <= _REGISTERS)
+        return min(self.tokens, max(fitting, default=64))
 
     def combine_program(self, geometry: Geometry) -> Program:
         """What adds up the tiles that are cut."""
-        names = ("TOKENS", "GROUPS", "CLUSTER_ROWS", "CLUSTER_TOKENS", "SEGMENT_COLS", "LAYOUT")
+        names = ("TOKENS", "GROUPS", "CLUSTER_ROWS", "CLUSTER_TOKENS", "SEGMENT_COLS")
         few = tuple((k, v) for k, v in self.common(geometry) if k in names)
         return Program("tile_combine.cu", "tile_combine", few, hopper_only=True)
 
@@ -107,11 +119,6 @@ class Variant(Build):
         return self.tokens >= _ARRANGED_FROM
 
     @property
-    def instruction_tokens(self) -> int:
-        """Tokens that are multiplied by one instruction."""
-        return min(self.tokens, 128 if self.threads * _NEEDED[128] <= _REGISTERS else 64)
-
-    @property
     def threads(self) -> int:
         """Threads of a block; a warpgroup has registers of one kind."""
         feeders = 1 + (1 if self.arranged else self.tokens // _FEEDER_TOKENS)
@@ -126,12 +133,15 @@ class Variant(Build):
         barriers = 8 * 2 * (self.stages + self.a_slots + self.x_slots)
         return _STRIP_ALIGN + operands + areas + barriers
 
+    def keeping(self, kept: int) -> Variant:
+        """The same, but for `kept`."""
+        return replace(self, kept=kept)
+
     def macros(self, geometry: Geometry) -> tuple[tuple[str, int], ...]:
         """What the kernels of this build are compiled with."""
         consumer, decoder, feeder = self.registers
         return (
             *self.common(geometry),
-            ("INSTRUCTION_TOKENS", self.instruction_tokens),
             ("DECODERS", self.decoders),
             ("STAGES", self.stages),
             ("STEP_HALVES", self.step_halves),
@@ -162,8 +172,8 @@ class ClusterVariant(Build):
     slots: int
     stages: int
     kept: int = 4
-    groups: int = 2
-    blocks_per_sm: int = 1
+    groups: int = field(default=2, init=False, repr=False)
+    blocks_per_sm: int = field(default=1, init=False, repr=False)
 
     @property
     def decoders(self) -> int:
@@ -187,11 +197,13 @@ class ClusterVariant(Build):
         areas = self.decoders * self.stages
         return _STRIP_ALIGN + self.slots * slot + areas * area + 8 * (2 * self.slots + areas)
 
+    def keeping(self, kept: int) -> ClusterVariant:
+        """The same, but for `kept`."""
+        return replace(self, kept=kept)
+
     def program(self, geometry: Geometry) -> Program:
         """The product."""
-        widest = next(n for n in (256, 128) if self.threads * _NEEDED[n] <= _REGISTERS)
         own = (
-            ("INSTRUCTION_TOKENS", min(self.tokens, widest)),
             ("DECODERS", self.decoders),
             ("SLOTS", self.slots),
             ("STAGES", self.stages),

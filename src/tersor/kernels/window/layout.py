@@ -98,6 +98,7 @@ MACROS = (
     ("LAYOUT", 0),
     ("BLOCK_COLS", BLOCK_COLS),
     ("BLOCK_BYTES", BLOCK_BYTES),
+    ("QUADS_AT", QUADS_AT[1]),
     ("PAIR_AT", PAIR_AT),
     ("LAST_AT", LAST_AT),
     ("WORDS", WORDS),
