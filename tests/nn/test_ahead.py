@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 import random
 import threading
 from collections import Counter
@@ -351,6 +352,27 @@ def test_copies_and_the_way_back() -> None:
     first: CompressedLinear = model.blocks[0].first
     restore(first)
     assert type(first) is nn.Linear and torch.equal(model(x), plain(x))
+
+
+@torch.no_grad()
+def test_a_part_is_copied_without_its_model() -> None:
+    """By itself, and pickled; a copy of all decodes ahead for itself, and has no hold on what it was made from."""
+    model, plain = pair(Model())
+    x = torch.randn(2, HIDDEN).bfloat16()
+    model(x)
+    alone, size = copy.deepcopy(model.head), len(pickle.dumps(model.head))
+    assert "ahead" not in alone.__dict__ and torch.equal(alone(x), plain.head(x))
+    assert "ahead" not in copy.deepcopy(model.blocks[0]).second.__dict__
+    assert size < len(pickle.dumps(model)) / 2
+    restore(model.blocks[0].first)
+    twin = copy.deepcopy(model)
+    ((own,), (theirs,)) = aheads(twin), aheads(model)
+    assert twin.head.__dict__["ahead"] == (own, 6) and model.head.__dict__["ahead"] == (theirs, 6)
+    assert "ahead" not in twin.blocks[0].first.__dict__
+    for _ in range(2):
+        with Operators() as operators:
+            assert torch.equal(twin(x), plain(x))
+    assert operators.count == {"huffman_decode_to": 1}
 
 
 @layouts

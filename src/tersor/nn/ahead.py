@@ -34,11 +34,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tersor.nn.ahead_pass import NOTHING, Order, Pass, source_of
-from tersor.nn.module import CompressedModule
+from tersor.nn.module import AHEAD, CompressedModule
 from tersor.nn.product import wants_gradient
 from tersor.nn.scope import BATCHES, open_scope
-
-_PLACE = "ahead"  # an attribute of a layer: whose it is, and its number there
 
 _known: WeakValueDictionary[int, Ahead] = WeakValueDictionary()
 _numbers = itertools.count()
@@ -53,11 +51,15 @@ class Ahead:
         self.vain: frozenset[int] = frozenset()  # numbers of layers that are left alone
         self.call: Pass | None = None
         self.compiles = False  # whether steps that are compiled now will run within a call
-        self._register()
+        self._settle()
 
-    def _register(self) -> None:
+    def _settle(self) -> None:
+        """Be found: by the operator, and by the layers that are still compressed and have nobody else."""
         self.number = next(_numbers)
         _known[self.number] = self
+        for number, layer in enumerate(self.layers):
+            if isinstance(layer, CompressedModule):
+                layer.__dict__.setdefault(AHEAD, (self, number))
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles are made of: not the call that runs."""
@@ -65,7 +67,7 @@ class Ahead:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._register()
+        self._settle()
 
     def begin(self) -> Any:
         """Before the model's forward: the call, unless it is within another, of this thread or not."""
@@ -109,7 +111,7 @@ class Ahead:
 
 def product(layer: nn.Linear, x: Tensor) -> Tensor | None:
     """x (..., in) -> (..., out), by a weight that was decoded ahead; None if the layer must decode it itself."""
-    place: tuple[Ahead, int] | None = layer.__dict__.get(_PLACE)
+    place: tuple[Ahead, int] | None = layer.__dict__.get(AHEAD)
     if place is None or wants_gradient(x) or (layer.bias is not None and wants_gradient(layer.bias)):
         return None
     owner, number = place
@@ -129,9 +131,6 @@ def install(model: nn.Module, layers: Sequence[CompressedModule]) -> None:
         if source is not None:
             able.setdefault(source.device(layer), []).append(layer)
     made = [Ahead(group) for group in able.values() if len(group) > 1]
-    for ahead in made:
-        for number, layer in enumerate(ahead.layers):
-            layer.__dict__[_PLACE] = ahead, number
     if made:
         model.__dict__[BATCHES] = made
         open_scope(model)
@@ -163,7 +162,7 @@ def dissolve(model: nn.Module) -> None:
 
 def leave(module: nn.Module) -> None:
     """Have a layer decode its own weight again."""
-    module.__dict__.pop(_PLACE, None)
+    module.__dict__.pop(AHEAD, None)
 
 
 _library = torch.library.Library("tersor", "FRAGMENT")  # type: ignore[no-untyped-call]
