@@ -7,10 +7,14 @@ hundred megabytes ahead, on streams beside the one that computes (`tersor.nn.ahe
 
 That order is all that is known. Nothing is guessed from names or structure, and a model that asks for something
 else (another branch, cross-attention that keeps its keys, a layer twice) gets what was decoded where that fits and
-decodes alone where it does not. A weight that was decoded and not asked for in the call is never again decoded
-ahead: of a mixture's experts, few would be wanted. So do all layers alone that compute on another stream or in
-another thread than the call began in, whose arrays are elsewhere by then, or whose products want a gradient, since
-autograd keeps the weight.
+decodes alone where it does not. A weight that was decoded and not asked for in a second call is never again
+decoded ahead: of a mixture's experts, few would be wanted. So do all layers alone that compute on another stream or
+in another thread than the call began in, or whose arrays are elsewhere by then. From the first product on that
+wants a gradient all do, since autograd keeps the weights; of such a call nothing is learned. Where there is no
+memory for the ring, later calls try half of it, and before long none.
+
+A part of the model that is called by itself decodes layer by layer, and a layer that is used several times in a
+call decodes alone from its second use on.
 
 `torch.compile` cannot follow streams. Where whole steps are compiled and run within `whole_calls`, a layer becomes an
 opaque operator, `tersor::ahead_linear`, which finds its weight when it runs. In whatever order the compiler has the
@@ -23,6 +27,7 @@ overlapped nothing. Rings keyed by the arrays' addresses, which a compiler's buf
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from threading import get_ident
@@ -38,6 +43,8 @@ from tersor.nn.module import AHEAD, CompressedModule
 from tersor.nn.product import wants_gradient
 from tersor.nn.scope import BATCHES, open_scope
 
+_OFTEN = 2  # a weight that was decoded in vain so often is left to its layer
+
 _known: WeakValueDictionary[int, Ahead] = WeakValueDictionary()
 _numbers = itertools.count()
 
@@ -48,7 +55,8 @@ class Ahead:
     def __init__(self, layers: Sequence[CompressedModule]) -> None:
         self.layers: tuple[Any, ...] = tuple(layers)
         self.order = NOTHING
-        self.vain: frozenset[int] = frozenset()  # numbers of layers that are left alone
+        self.vain: Counter[int] = Counter()  # how often a layer's weight was decoded and not asked for
+        self.shortages = 0  # how often there was no memory for the ring
         self.call: Pass | None = None
         self.compiles = False  # whether steps that are compiled now will run within a call
         self._settle()
@@ -83,6 +91,8 @@ class Ahead:
         if self.call is before:  # or another thread began at the same time
             self.call = None
         before.close()
+        if before.short:
+            self.shortages, self.order = self.shortages + 1, NOTHING
         if finished:
             self._learn(before)
 
@@ -98,25 +108,36 @@ class Ahead:
         call.done(number)
         return y
 
+    def abandon(self) -> None:
+        """Autograd keeps this call's weights: decode no more of them, and learn nothing from it."""
+        call = self.call
+        if call is not None and call.opener == get_ident():
+            call.abandon()
+
     def _learn(self, call: Pass) -> None:
         """What a finished call asked for, the next one will."""
-        if tuple(call.asked) == self.order.layers:
+        if call.abandoned:
             return
-        self.vain |= call.vain - call.asked.keys()
-        asked = (n for n in call.asked if n not in self.vain and source_of(self.layers[n]) is not None)
-        following = tuple(asked)
+        self.vain.update(call.vain - call.asked.keys())
+        following = tuple(n for n in call.asked if self.vain[n] < _OFTEN)
+        if following == self.order.layers:
+            return
+        following = tuple(n for n in following if source_of(self.layers[n]) is not None)
         if following != self.order.layers:
-            self.order = Order.of(self.layers, following)
+            self.order = Order.of(self.layers, following, self.shortages)
 
 
 def product(layer: nn.Linear, x: Tensor) -> Tensor | None:
     """x (..., in) -> (..., out), by a weight that was decoded ahead; None if the layer must decode it itself."""
     place: tuple[Ahead, int] | None = layer.__dict__.get(AHEAD)
-    if place is None or wants_gradient(x) or (layer.bias is not None and wants_gradient(layer.bias)):
+    if place is None:
         return None
     owner, number = place
     made: Tensor | None = None
-    if not torch.compiler.is_compiling():
+    if wants_gradient(x) or (layer.bias is not None and wants_gradient(layer.bias)):
+        if not torch.compiler.is_compiling():
+            owner.abandon()
+    elif not torch.compiler.is_compiling():
         made = owner.product(number, x)
     elif owner.compiles:
         made = torch.ops.tersor.ahead_linear(x, owner.number, number, layer.out_features)
