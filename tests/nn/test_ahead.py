@@ -90,7 +90,7 @@ def pair(model: nn.Module, layout: Any = "compact") -> tuple[Any, Any]:
 
 
 def aheads(model: nn.Module) -> list[Ahead]:
-    return [ahead for module in model.modules() for ahead in module.__dict__.get("batches", ())]
+    return [ahead for module in model.modules() for ahead in module.__dict__.get("shared_in_call", ())]
 
 
 def idle(model: nn.Module) -> bool:
@@ -474,6 +474,32 @@ def test_whole_steps_compile_to_opaque_products(layout: str, monkeypatch: pytest
     for _ in range(2):
         assert torch.equal(compiled(x), plain(x)) and idle(model)
     assert calls == [{"ahead_linear": 7}, {ALONE[layout]: 7}]
+
+
+@torch.no_grad()
+def test_calls_within_calls() -> None:
+    """The inner one neither ends the outer one nor its compiling; both end with an error."""
+    model, _ = pair(Model())
+    (ahead,) = aheads(model)
+    with pytest.raises(ZeroDivisionError), whole_calls(model):
+        outer = ahead.call
+        with whole_calls(model):
+            assert ahead.compiles and ahead.call is outer
+        assert ahead.compiles and ahead.call is outer
+        raise ZeroDivisionError
+    assert not ahead.compiles and idle(model)
+
+
+@torch.no_grad()
+def test_a_forward_that_was_taken_over() -> None:
+    """A scope below it would never be called: each layer decodes its own."""
+    plain = Model()
+    model = copy.deepcopy(plain)
+    model.forward = model.forward  # type: ignore[method-assign]  # as accelerate's hooks do, bound
+    pair(model)
+    x = torch.randn(2, HIDDEN).bfloat16()
+    assert torch.equal(model(x), plain(x))
+    assert not aheads(model) and type(model) is Model and "ahead" not in model.head.__dict__
 
 
 class Streams:

@@ -1,9 +1,11 @@
-"""Weights decoded ahead of their products, while the products before them run.
+"""Weights decoded ahead of their products, while what comes before those runs.
 
 The plain model's bits come from torch's own product, and that wants the whole matrix decoded. One after the
 other, a token of an 8B model would wait 7 ms for decoding and then 3.4 ms for products. So the model's forward is a
 scope (`tersor.nn.scope`), and in it the weights that the call before asked for are decoded in the same order, a few
-hundred megabytes ahead, on streams beside the one that computes (`tersor.nn.ahead_pass`).
+hundred megabytes ahead, on streams beside the one that computes (`tersor.nn.ahead_pass`): between products, and
+beside attention and small kernels. Not side by side with cuBLAS's products of one token, which take a
+multiprocessor's whole shared memory.
 
 That order is all that is known. Nothing is guessed from names or structure, and a model that asks for something
 else (another branch, cross-attention that keeps its keys, a layer twice) gets what was decoded where that fits and
@@ -41,7 +43,7 @@ from torch.nn import functional as F
 from tersor.nn.ahead_pass import NOTHING, Order, Pass, source_of
 from tersor.nn.module import AHEAD, CompressedModule
 from tersor.nn.product import wants_gradient
-from tersor.nn.scope import BATCHES, open_scope
+from tersor.nn.scope import SHARED, open_scope
 
 _OFTEN = 2  # a weight that was decoded in vain so often is left to its layer
 
@@ -145,7 +147,12 @@ def product(layer: nn.Linear, x: Tensor) -> Tensor | None:
 
 
 def install(model: nn.Module, layers: Sequence[CompressedModule]) -> None:
-    """Have those of `layers`, in `model`, whose products want decoded weights get them ahead in the model's calls."""
+    """Have those of `layers`, in `model`, whose products want decoded weights get them ahead in the model's calls.
+
+    Not where a hook took the model's forward over before: it would go on calling the one without a scope.
+    """
+    if "forward" in model.__dict__:
+        return
     able: dict[torch.device, list[CompressedModule]] = {}
     for layer in layers:
         source = source_of(layer)
@@ -153,24 +160,24 @@ def install(model: nn.Module, layers: Sequence[CompressedModule]) -> None:
             able.setdefault(source.device(layer), []).append(layer)
     made = [Ahead(group) for group in able.values() if len(group) > 1]
     if made:
-        model.__dict__[BATCHES] = made
+        model.__dict__[SHARED] = made
         open_scope(model)
 
 
 @contextmanager
-def whole_calls(model: nn.Module, compiled: bool = True) -> Iterator[None]:
-    """Within, a call of `model`, or of a part of it; `compiled`: by a function that torch compiles whole."""
-    found = [ahead for module in model.modules() for ahead in module.__dict__.get(BATCHES, ())]
-    begun = [(ahead, ahead.begin()) for ahead in found]
+def whole_calls(model: nn.Module) -> Iterator[None]:
+    """Within, a call of `model`, or of a part of it, by a function that torch compiles whole."""
+    begun: list[tuple[Ahead, bool, Any]] = []
     finished = False
     try:
-        for ahead, _ in begun:
-            ahead.compiles = compiled
+        for ahead in model.__dict__.get(SHARED, ()):
+            begun.append((ahead, ahead.compiles, ahead.begin()))
+            ahead.compiles = True
         yield
         finished = True
     finally:
-        for ahead, call in begun:
-            ahead.compiles = False
+        for ahead, compiles, call in begun:
+            ahead.compiles = compiles
             ahead.end(call, finished)
 
 
@@ -178,7 +185,7 @@ def dissolve(model: nn.Module) -> None:
     """Have every layer decode its own weight again."""
     for module in model.modules():
         leave(module)
-        module.__dict__.pop(BATCHES, None)
+        module.__dict__.pop(SHARED, None)
 
 
 def leave(module: nn.Module) -> None:

@@ -3,13 +3,15 @@
     main stream    product 0 | attention | product 1 | ...             waits for a weight's decoding
     two others     decode 0, decode 2, ...  /  decode 1, decode 3, ...  wait for who read that room before
 
-A product of one token waits for memory, decoding for instructions as much; between products memory idles. Side by
-side they fill each other's gaps. The others are two, so that one piece's last blocks and the next one's first ones
-run at the same time; that main goes first is up to who calls: in a stream of higher priority, as `DecodeLoop` does.
+Between products memory idles, and decoding fills those gaps: it runs there and beside attention and small kernels.
+It does not run side by side with cuBLAS's products of one token, since those take a multiprocessor's whole shared
+memory; what is decoded waits for them, or they for it. The others are two, so that one piece's last blocks and the
+next one's first ones run at the same time; that main goes first is up to who calls: in a stream of higher priority,
+as `DecodeLoop` does.
 
-Weights lie in a ring (`tersor.nn.ring`) that is allocated for the call on the main stream and freed there when that
-has waited for the others. So nothing is kept between calls, a CUDA graph that captures the call owns the ring and
-everything in it, and the allocator need not be told of other streams.
+Weights lie in a ring (`tersor.nn.ring`) that is allocated for the call on the main stream and freed there after the
+last product, when main has waited for the others. So nothing is kept between calls, a CUDA graph that captures the
+call owns the ring and everything in it, and the allocator need not be told of other streams.
 
 What comes next is what came next in the call before (`Order`). Whoever asks for something else is told None and
 decodes alone; the order is then another one from the next call on.
