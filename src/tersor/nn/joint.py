@@ -10,14 +10,14 @@ the memory is up to speed. Siblings' matrices therefore lie one below the other 
       v_proj(x)       finds its part ready
     end               nothing is kept
 
-What is ready is given out once, and only to whoever brings the very tensor that it was made from:
-the same object and, where autograd counts, the same version of it. A sibling with another input,
-or one that does not come at all (cross-attention, where keys have an input of their own, or none
-after the first token), proves the guess wrong: from then on these siblings multiply apart, each
-its own rows of the joint matrix, in place. So does a sibling that is called when the parent is
-not, and all of them when there are many tokens and nothing is to be won, or where weights are decoded
-ahead (`tersor.nn.ahead`). Results are the same
-bits either way where sums are ordered by columns alone, as they are for few tokens.
+What is ready is given out once, and only to whoever brings the very tensor that it was made from: the
+same object and, where autograd counts, the same version of it. A sibling with another input, or one
+that does not come at all (cross-attention, where keys have an input of their own, or none after the
+first token), proves the guess wrong: from then on these siblings multiply apart, each its own rows of
+the joint matrix, in place. So does a sibling that is called when the parent is not, and all of them
+when there are many tokens and nothing is to be won, or where weights are decoded ahead
+(`tersor.nn.ahead`). Results are the same bits either way where sums are ordered by columns alone, as
+they are for few tokens.
 
 One thing is not noticed: a module that writes into the input between two siblings in inference
 mode, where no versions are counted, or under `torch.compile`. No model is known to do that.
