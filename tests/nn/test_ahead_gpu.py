@@ -76,7 +76,7 @@ def inputs(tokens: int) -> Tensor:
 
 
 def order(model: Any) -> ahead_pass.Order:
-    (ahead,) = model.__dict__["batches"]
+    (ahead,) = model.__dict__["shared_in_call"]
     assert isinstance(ahead, Ahead) and ahead.call is None and not ahead.vain
     return ahead.order
 

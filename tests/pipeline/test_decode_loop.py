@@ -62,7 +62,7 @@ def test_a_compiled_step_of_an_exact_model(
         assert loop.run(ids, 12).tokens == expected
     layers = sum(isinstance(module, CompressedLinear) for module in generator.model.modules())
     assert products == [layers]
-    (ahead,) = generator.model.__dict__["batches"]
+    (ahead,) = generator.model.__dict__["shared_in_call"]
     assert len(ahead.order.layers) == layers and ahead.call is None
 
 
@@ -302,5 +302,5 @@ def test_exact_on_a_gpu(layout: Any, demo_model: Path, tmp_path: Path) -> None:
         plain, ours = (DecodeLoop(model, 80, graph=True) for model in models)
         expected = plain.run(ids, 64).tokens
         assert all(ours.run(ids, 64).tokens == expected for _ in range(5))
-    (ahead,) = models[1].__dict__["batches"]
+    (ahead,) = models[1].__dict__["shared_in_call"]
     assert len(ahead.order.pieces) > 1 and not ahead.vain

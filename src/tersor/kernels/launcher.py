@@ -20,7 +20,7 @@ from tersor.kernels.compiler import Program, machine_code
 Argument = torch.Tensor | float | ctypes.Structure | None
 
 _OVERLAPS = 9  # compute capability from which on a kernel may begin before its predecessor ends
-_STATIC_SHARED = 48 * 1024  # bytes of shared memory a block may have without asking
+UNASKED_SHARED = 48 * 1024  # bytes of shared memory a block may have without asking
 
 
 @cache
@@ -121,7 +121,7 @@ class Kernel:
         cubin = machine_code(self.program, architecture(device))
         module = _check(driver.cuModuleLoadData(cubin), f"loading {entry}")
         function = _check(driver.cuModuleGetFunction(module, entry.encode()), f"finding {entry}")
-        if self.shared > _STATIC_SHARED:
+        if self.shared > UNASKED_SHARED:
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             _check(driver.cuFuncSetAttribute(function, attribute, self.shared), f"shared memory of {entry}")
         return function

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 
 from tersor import codec
 from tersor.format.errors import UnknownDtype
-from tersor.format.layout import matrix_shape
+from tersor.format.layout import Grid, matrix_shape
+from tersor.kernels.destination import check_destination
 
 TORCH_DTYPES = {
     "BF16": torch.bfloat16,
@@ -113,8 +114,16 @@ def huffman_decode_to(
     out: Sequence[torch.Tensor],
 ) -> None:
     """Several tensors of one dtype to `out`: a GPU decodes them faster at once than one by one."""
+    check_out(offsets, dtype, out)
     for *stored, one in zip(tiles, offsets, books, out, strict=True):
         one.copy_(huffman_decode(stored[0], stored[1], stored[2], dtype, one.shape))
+
+
+def check_out(offsets: Sequence[torch.Tensor], dtype: str, out: Sequence[torch.Tensor]) -> None:
+    """UsageError if a tensor of `out` is not what `huffman_decode_to` can write to."""
+    for places, one in zip(offsets, out, strict=True):
+        fits = places.numel() == Grid.of(one.shape).tiles + 1
+        check_destination("huffman_decode_to", one, torch_dtype(dtype), fits)
 
 
 def huffman_encode(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

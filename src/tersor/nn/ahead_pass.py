@@ -3,13 +3,15 @@
     main stream    product 0 | attention | product 1 | ...             waits for a weight's decoding
     two others     decode 0, decode 2, ...  /  decode 1, decode 3, ...  wait for who read that room before
 
-A product of one token waits for memory, decoding for instructions as much; between products memory idles. Side by
-side they fill each other's gaps. The others are two, so that one piece's last blocks and the next one's first ones
-run at the same time; that main goes first is up to who calls: in a stream of higher priority, as `DecodeLoop` does.
+Between products memory idles, and decoding fills those gaps: it runs there and beside attention and small kernels.
+It does not run side by side with cuBLAS's products of one token, since those take a multiprocessor's whole shared
+memory; what is decoded waits for them, or they for it. The others are two, so that one piece's last blocks and the
+next one's first ones run at the same time; that main goes first is up to who calls: in a stream of higher priority,
+as `DecodeLoop` does.
 
-Weights lie in a ring (`tersor.nn.ring`) that is allocated for the call on the main stream and freed there when that
-has waited for the others. So nothing is kept between calls, a CUDA graph that captures the call owns the ring and
-everything in it, and the allocator need not be told of other streams.
+Weights lie in a ring (`tersor.nn.ring`) that is allocated for the call on the main stream and freed there after the
+last product, when main has waited for the others. So nothing is kept between calls, a CUDA graph that captures the
+call owns the ring and everything in it, and the allocator need not be told of other streams.
 
 What comes next is what came next in the call before (`Order`). Whoever asks for something else is told None and
 decodes alone; the order is then another one from the next call on.
@@ -65,15 +67,18 @@ class Order:
     ring: Ring
 
     @classmethod
-    def of(cls, layers: Sequence[CompressedModule], asked: Sequence[int]) -> Order:
-        """`asked`: numbers of those of `layers` that were asked for."""
+    def of(cls, layers: Sequence[CompressedModule], asked: Sequence[int], shortages: int = 0) -> Order:
+        """`asked`: numbers of those of `layers` that were asked for; the ring is halved for each of `shortages`."""
+        room = RING_BYTES >> shortages
+        if shortages and room < PIECE_BYTES:
+            return cls(tuple(asked), (), {}, Ring.of((), 0))
         pieces: list[list[int]] = []
         sizes: list[int] = []
         kind: Any = None
         for number in asked:
             source = source_of(layers[number])
             assert source is not None
-            nbytes, before = _room(source), kind
+            nbytes, before = _padded_bytes(source), kind
             kind = _kind(source)
             fits = sizes and sizes[-1] + nbytes <= PIECE_BYTES and len(pieces[-1]) < _PIECE_LAYERS
             if fits and kind == before:
@@ -83,7 +88,7 @@ class Order:
                 pieces.append([number])
                 sizes.append(nbytes)
         where = {number: piece for piece, members in enumerate(pieces) for number in members}
-        return cls(tuple(asked), tuple(map(tuple, pieces)), where, Ring.of(sizes, RING_BYTES))
+        return cls(tuple(asked), tuple(map(tuple, pieces)), where, Ring.of(sizes, room))
 
 
 NOTHING = Order((), (), {}, Ring.of((), 0))
@@ -96,6 +101,8 @@ class Pass:
         self.opener = get_ident()
         self.asked: dict[int, None] = {}  # in order
         self.vain: set[int] = set()  # decoded, and not asked for
+        self.short = False  # whether there was no memory for the ring
+        self.abandoned = False  # whether what was asked for says nothing about other calls
         self._layers, self._order = layers, order
         self._turns = Turns(order.ring)
         self._waiting: dict[int, Tensor] = {}  # decoded, and not asked for yet
@@ -124,11 +131,20 @@ class Pass:
         if not self._missing[piece]:
             self._leave(piece + 1)
             self._decode()
+            if self._turns.open == len(
+                self._missing
+            ):  # the last product: what comes after it may have the memory
+                self._room = None
 
     def close(self) -> None:
         """Main waits for all that was begun, and the room is free."""
         self._leave(self._turns.next)
         self._room = None
+
+    def abandon(self) -> None:
+        """Decode nothing more."""
+        self.close()
+        self._order, self.abandoned = NOTHING, True
 
     def _begins(self, device: torch.device) -> bool:
         """Whether this is where the call computes: the device and stream of its first product."""
@@ -137,7 +153,7 @@ class Pass:
             try:
                 self._room = torch.empty(self._order.ring.nbytes, dtype=torch.uint8, device=device)
             except torch.OutOfMemoryError:  # a single matrix may still fit
-                self._order = NOTHING
+                self._order, self.short = NOTHING, True
                 return False
             self._main = stream
         return self._room.device == device and self._main == stream
@@ -152,9 +168,7 @@ class Pass:
                 _decode_to(self._members(piece), sources, weights)
             else:
                 lane = _lanes(self._main.device, self.opener)[piece % _LANES]
-                lane.wait_stream(
-                    self._main
-                )  # for products with what was in this room, and who made the arrays
+                lane.wait_stream(self._main)  # whose products read this room before, and who made the arrays
                 try:
                     with torch.cuda.stream(lane):
                         _decode_to(self._members(piece), sources, weights)
@@ -179,7 +193,7 @@ class Pass:
                 return [], []
             sources.append(source)
             weights.append(part.view(source.dtype).view(source.shape))
-            stop += _room(source)
+            stop += _padded_bytes(source)
         same = len(set(map(_kind, sources))) == 1
         return (sources, weights) if same and stop <= begin + ring.sizes[piece] else ([], [])
 
@@ -220,7 +234,7 @@ def _kind(source: Stored | Fused) -> tuple[bool, torch.dtype]:
     return isinstance(source, Stored), source.dtype
 
 
-def _room(source: Stored | Fused) -> int:
+def _padded_bytes(source: Stored | Fused) -> int:
     nbytes = math.prod(source.shape) * source.dtype.itemsize
     return -(-nbytes // _ALIGN) * _ALIGN
 

@@ -10,13 +10,14 @@ the memory is up to speed. Siblings' matrices therefore lie one below the other 
       v_proj(x)       finds its part ready
     end               nothing is kept
 
-What is ready is given out once, and only to whoever brings the very tensor that it was made from:
-the same object and, where autograd counts, the same version of it. A sibling with another input,
-or one that does not come at all (cross-attention, where keys have an input of their own, or none
-after the first token), proves the guess wrong: from then on these siblings multiply apart, each
-its own rows of the joint matrix, in place. So does a sibling that is called when the parent is
-not, and all of them when there are many tokens and nothing is to be won. Results are the same
-bits either way where sums are ordered by columns alone, as they are for few tokens.
+What is ready is given out once, and only to whoever brings the very tensor that it was made from: the
+same object and, where autograd counts, the same version of it. A sibling with another input, or one
+that does not come at all (cross-attention, where keys have an input of their own, or none after the
+first token), proves the guess wrong: from then on these siblings multiply apart, each its own rows of
+the joint matrix, in place. So does a sibling that is called when the parent is not, and all of them
+when there are many tokens and nothing is to be won, or where weights are decoded ahead
+(`tersor.nn.ahead`). Results are the same bits either way where sums are ordered by columns alone, as
+they are for few tokens.
 
 One thing is not noticed: a module that writes into the input between two siblings in inference
 mode, where no versions are counted, or under `torch.compile`. No model is known to do that.
@@ -40,6 +41,7 @@ from torch.nn import functional as F
 from tersor.format.errors import UsageError
 from tersor.nn.forms import Arrays, Form
 from tersor.nn.fused import Fused
+from tersor.nn.module import AHEAD
 from tersor.nn.product import product, wants_gradient
 from tersor.nn.scope import JOINT, open_scope, this_thread
 
@@ -89,6 +91,8 @@ class Joint(nn.Module):
         if wants_gradient(x):  # autograd lets nobody write into parts of one result
             return None
         if ready.input is None:
+            if self._some_ahead():
+                return None
             ready.input, ready.version, ready.outputs = x, _version(x), self._products(x)
         output = ready.outputs[index]
         if ready.input is not x or ready.version != _version(x) or output is None:
@@ -113,6 +117,10 @@ class Joint(nn.Module):
         if finished and self.ready.input is not None:
             self.together = False
         self.ready = before
+
+    def _some_ahead(self) -> bool:
+        """Whether a member may find its weight decoded ahead, and so never ask for its part."""
+        return not torch.compiler.is_compiling() and any(AHEAD in member.__dict__ for member in self.members)
 
     def _products(self, x: Tensor) -> tuple[Tensor, ...]:
         """Every member's product with `x`, contiguous as the plain layer's."""

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from tersor.nn.deferred import DeferredWeight, Source
 
+AHEAD = "ahead"  # an attribute of a layer: who decodes it ahead (`tersor.nn.ahead`), and its number there
+
 
 class CompressedParameter:
     """The attribute that stands where a parameter was: reading it decodes, writing it is an error."""
@@ -79,7 +81,8 @@ class CompressedModule(nn.Module):
         return ", ".join(filter(None, (super().extra_repr(), f"compressed={list(self.compressed)}")))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Copy and pickle by T and the names: the class itself is made at run time."""
+        """Copy and pickle by T and the names: the class itself is made at run time. A layer leaves its model behind."""
         from tersor.nn.surgery import blank  # the surgery imports this module
 
-        return blank, (self.plain_class, tuple(sorted(self.compressed)), self.stacked), self.__dict__
+        state = {name: value for name, value in self.__dict__.items() if name != AHEAD}
+        return blank, (self.plain_class, tuple(sorted(self.compressed)), self.stacked), state

@@ -1,5 +1,9 @@
 """Modules in whose forward something is shared: work that one layer does for others, and nothing afterwards.
 
+Two things are: a product that siblings have in common (`tersor.nn.joint`; the JOINT of a scope's children), and a
+call in which weights are decoded ahead (`tersor.nn.ahead`; in the list SHARED of the scope itself). SHARED is not
+spelt plainly "shared", since an attribute would hide the submodule of that name that T5 has.
+
 A scope's class is a subclass, made here, of the module's own. Its forward opens what is shared below
 the module, runs the plain forward and closes it again, whatever happened. So nothing that is kept for a
 sibling outlives the call, and a layer that is called outside of it does its own work alone. So does one in
@@ -23,7 +27,7 @@ from torch import nn
 from tersor.nn.module import CompressedModule
 
 JOINT = "joint"  # a child of siblings that is shared by them in their parent's forward
-BATCHES = "batches"  # an attribute of a module: what its descendants share in its forward
+SHARED = "shared_in_call"  # an attribute of a module: a list of what its descendants share in its forward
 
 
 class Shared(Protocol):
@@ -74,7 +78,7 @@ def close_scopes(model: nn.Module) -> None:
 
 def _shared(module: nn.Module) -> list[Shared]:
     """What is shared in a module's forward, each once."""
-    found: list[Any] = list(module.__dict__.get(BATCHES, ()))
+    found: list[Any] = list(module.__dict__.get(SHARED, ()))
     for child in module.children():
         joint = child._modules.get(JOINT)
         if joint is not None and not any(joint is other for other in found):

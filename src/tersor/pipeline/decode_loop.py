@@ -16,8 +16,9 @@ small kernels in every layer, become a few. The products stay what they are. Res
 in their last bits, with plain weights as with compressed ones, and the first token waits for the
 compiler.
 
-Weights that products need decoded, in the exact forms, are decoded beside the products before theirs
-(`tersor.nn.ahead`). The captured step's own kernels therefore have a higher priority: they go first.
+Weights that products need decoded, in the exact forms, are decoded ahead, between products and beside
+attention and small kernels (`tersor.nn.ahead`). The captured step's own kernels therefore have a higher
+priority: they go first.
 
 The same loop serves the plain and the compressed model, so that their speeds compare. On the
 CPU, or where a model cannot be captured, the step simply runs.

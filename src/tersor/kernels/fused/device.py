@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from tersor.kernels.compiler import Program
-from tersor.kernels.fused.layout import Geometry
+from tersor.kernels.fused.layout import SEGMENT_COLS, STRIP_ROWS, Geometry
 from tersor.kernels.fused.variant import Variant, planned
-from tersor.kernels.launcher import Kernel, Launch, multiprocessors, shared_limit
+from tersor.kernels.launcher import UNASKED_SHARED, Kernel, Launch, multiprocessors, shared_limit
 
 _DECODE_THREADS = 128
-# Bytes of shared memory that a decoding block takes and does not use, where it works beside others: with it there are
-# six to a multiprocessor, which keep the memory as busy as thirteen, and small kernels need not wait for one to end.
-_ELBOW_ROOM = 20 << 10
+_DECODE_SHARED = STRIP_ROWS * (SEGMENT_COLS * 2 + 16)  # bytes of shared memory that decode.cu declares
+_BLOCK_SHARED = 1 << 10  # what the driver takes for each block
+_SHARED_GRAIN = 128  # what a block's bytes are rounded up to
+_BESIDE = 6  # decoding blocks to a multiprocessor, where they work beside others
 _COMBINE_THREADS = 128
 _COMBINED = 4 * _COMBINE_THREADS  # outputs of a block
 
@@ -54,6 +55,18 @@ def _combine_kernel() -> Kernel:
     return Kernel(Program("combine.cu", "combine"))
 
 
+def elbow_room(limit: int) -> int:
+    """Bytes of shared memory that a decoding block takes and does not use, where it works beside others.
+
+    With it there are six to a multiprocessor, which keep an H200's memory as busy as thirteen, and small kernels need
+    not wait for one to end. limit: bytes that a block may have, `shared_limit`. None where six hardly fit, and never
+    so much that the launch would have to ask.
+    """
+    share = (limit + _BLOCK_SHARED) // _BESIDE - _BLOCK_SHARED
+    spare = min(share, UNASKED_SHARED) - _DECODE_SHARED
+    return max(0, spare // _SHARED_GRAIN * _SHARED_GRAIN)
+
+
 def decode(matrix: Matrix[Geometry], out: Tensor | None = None) -> Tensor:
     """The bfloat16 matrix (rows, cols), bit for bit; written to `out`, contiguous, if given.
 
@@ -63,8 +76,9 @@ def decode(matrix: Matrix[Geometry], out: Tensor | None = None) -> Tensor:
     geometry, device, overlap = matrix.geometry, matrix.stages.device, out is None
     if out is None:
         out = matrix.stages.new_empty((geometry.rows, geometry.cols), dtype=torch.bfloat16)
+    room = 0 if overlap else elbow_room(shared_limit(device))
     _decode_kernel(geometry.macros)(
-        Launch((geometry.records, 1), _DECODE_THREADS, 0 if overlap else _ELBOW_ROOM, overlap=overlap), device,
+        Launch((geometry.records, 1), _DECODE_THREADS, room, overlap=overlap), device,
         matrix.stages, matrix.places, matrix.records, out,
         geometry.rows, geometry.cols, geometry.halves, geometry.segments, matrix.unit,
     )  # fmt: skip

@@ -37,6 +37,7 @@ def huffman_decode_to(
     out: Sequence[Tensor],
 ) -> None:
     """Several tensors, eight in a launch, which does not begin while the one before it ends: others may read `out`."""
+    ops.check_out(offsets, dtype, out)
     device.decode_many(list(zip(tiles, offsets, books, strict=True)), dtype, out, overlap=False)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from tersor.kernels.destination import check_destination
 from tersor.kernels.fused.device import Matrix
 from tersor.kernels.window import device, reference
 from tersor.kernels.window.layout import Geometry
@@ -59,13 +60,22 @@ def _decode_cuda(
 def _decode_to_cpu(
     blocks: torch.Tensor, places: torch.Tensor, records: torch.Tensor, out: torch.Tensor
 ) -> None:
-    out.copy_(_decode_cpu(blocks, places, records, out.shape[0], out.shape[1]))
+    geometry = _geometry_of(out, blocks, places)
+    out.copy_(_decode_cpu(blocks, places, records, geometry.rows, geometry.cols))
 
 
 def _decode_to_cuda(
     blocks: torch.Tensor, places: torch.Tensor, records: torch.Tensor, out: torch.Tensor
 ) -> None:
-    device.decode(Matrix(Geometry(out.shape[0], out.shape[1]), blocks, places, records), out)
+    device.decode(Matrix(_geometry_of(out, blocks, places), blocks, places, records), out)
+
+
+def _geometry_of(out: torch.Tensor, blocks: torch.Tensor, places: torch.Tensor) -> Geometry:
+    """Of the matrix that is to be written to `out`; UsageError if it cannot be."""
+    geometry = Geometry(*(out.shape if out.dim() == 2 else (0, 0)))
+    fits = blocks.numel() == geometry.stage_total and places.numel() == geometry.records + 1
+    check_destination("window_decode_to", out, torch.bfloat16, fits and out.dim() == 2)
+    return geometry
 
 
 def _linear_cpu(
