@@ -133,7 +133,7 @@ class Pass:
             self._decode()
             if self._turns.open == len(
                 self._missing
-            ):  # the last product: what comes after it may have the memory
+            ):  # the last product; its memory may go to what comes after
                 self._room = None
 
     def close(self) -> None:
