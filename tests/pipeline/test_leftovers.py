@@ -48,6 +48,27 @@ def test_a_file_that_appears_meanwhile(tmp_path: Path) -> None:
     output.close()
 
 
+def test_a_config_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is stopped while writing it leaves none, and the next run writes it."""
+    final = tmp_path / "out"
+    output = Output(final, {"job": 1})
+
+    def stopped(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            output.finish_directory({"model_type": "llama"}, None, "unused")
+    output.close()
+    assert not (output.partial / "config.json").exists()
+    output = Output(final, {"job": 1})
+    output.finish_directory({"model_type": "llama"}, None, "unused")
+    assert {p.name: json.loads(p.read_text()) for p in final.iterdir()} == {
+        "config.json": {"model_type": "llama"}
+    }
+
+
 def test_killed_after_the_file_was_in_place(model: Path, tmp_path: Path) -> None:
     """The next run says that the output exists, and clears what was left beside it."""
     final = compress(model / "model.safetensors", tmp_path / "a.safetensors").path

@@ -160,10 +160,13 @@ def resumable(output: Output) -> Iterator[None]:
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
+    """Whole or not at all: where there is a config.json, there is all of it, and of everything else."""
+    fresh = path.with_name(path.name + ".new")
+    with fresh.open("w", encoding="utf-8") as file:
         file.write(json.dumps(document, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
+    fresh.replace(path)
 
 
 def _sync_directory(path: Path) -> None:
