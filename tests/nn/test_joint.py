@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import io
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from ahead_models import Operators
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from at_once import at_once
 from tersor.format.errors import UsageError
@@ -53,19 +52,6 @@ class InPlace(Attention):
         q = self.q_proj(x)
         x.add_(1)
         return q, self.k_proj(x), self.v_proj(x)
-
-
-class Products(TorchDispatchMode):
-    """Counts tersor's operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "tersor":
-            self.count[func._opname] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def compress_linears(model: nn.Module, entry: Any) -> None:
@@ -113,7 +99,7 @@ def test_one_product(entry: Any, bias: bool, exact: bool) -> None:
     expected: dict[str, int] = {"window_linear": 3 if exact else 1}
     for shape in ((1, 1), (1, 1, 1), (3, 5), (MAX_TOKENS,)):
         x = torch.randn(*shape, HIDDEN).bfloat16()
-        with Products() as products, torch.inference_mode():
+        with Operators() as products, torch.inference_mode():
             ours = module(x)
         assert same(ours, plain(x)) and products.count == expected
         expected = {"window_decode_to": 3} if exact else expected
@@ -125,7 +111,7 @@ def test_many_tokens_are_multiplied_apart(entry: Any) -> None:
     module, plain = pair(Attention, entry)
     for shape in ((MAX_TOKENS + 1,), (0,)):
         x = torch.randn(*shape, HIDDEN).bfloat16()
-        with Products() as products:
+        with Operators() as products:
             ours = module(x)
         assert same(ours, plain(x)) and products.count == {"window_linear": 3}
     assert joint(module).together
@@ -134,7 +120,7 @@ def test_many_tokens_are_multiplied_apart(entry: Any) -> None:
 def test_two_inputs_one_after_the_other(entry: Any) -> None:
     module, plain = pair(Attention, entry)
     x = torch.randn(2, HIDDEN).bfloat16()
-    with Products() as products:
+    with Operators() as products:
         ours = module(x, None, True)
     assert same(ours, plain(x, None, True)) and products.count == {"window_linear": 2}
 
@@ -145,7 +131,7 @@ def test_another_input_for_keys(entry: Any) -> None:
     x, y = torch.randn(2, 4, HIDDEN).bfloat16().unbind()
     assert same(module(x, y), plain(x, y))
     assert not joint(module).together
-    with Products() as products:
+    with Operators() as products:
         assert same(module(x, y), plain(x, y))
     assert products.count == {"window_linear": 3}
 
@@ -197,7 +183,7 @@ def test_threads_that_meet_share_nothing_and_spoil_nothing(entry: Any) -> None:
         at_once(call)
         assert all(same(results[index], plain(inputs[index])) for index in range(2))
         assert joint(module).together and joint(module).ready is None
-    with Products() as products:
+    with Operators() as products:
         assert same(module(inputs[0]), plain(inputs[0]))
     assert products.count == {"window_linear": 1}
 
@@ -289,7 +275,7 @@ def test_a_parent_that_is_compressed_itself(entry: Any) -> None:
     torch.save(module, file)
     file.seek(0)
     for other in (module, copy.deepcopy(module), torch.load(file, weights_only=False)):
-        with torch.no_grad(), Products() as products:
+        with torch.no_grad(), Operators() as products:
             assert same(other(x), plain(x))
         assert isinstance(other, Scope) and products.count["window_linear"] == 1
     restore(module)
@@ -308,7 +294,7 @@ def test_exact_can_change(entry: Any) -> None:
     module, _ = pair(Attention, entry)
     lay_out(module, "fast", exact=True, device_type="cpu")
     assert all(isinstance(s, Part) and s.exact for s in (module.q_proj.compressed["weight"],))
-    with Products() as products:
+    with Operators() as products:
         module(torch.randn(1, HIDDEN).bfloat16())
     assert products.count == {"window_linear": 3}
 
@@ -324,7 +310,7 @@ def test_some_are_decoded_ahead(entry: Any) -> None:
     module, plain = pair(Choosing, entry, exact=True)
     x = torch.randn(2, HIDDEN).bfloat16()
     for only_query in (False, True, False, True, False, False):
-        with Products() as products:
+        with Operators() as products:
             ours = module(x, only_query)
         assert same(ours, plain(x, only_query)) and joint(module).together
     assert products.count == {"window_decode_to": 1, "window_linear": 2}
