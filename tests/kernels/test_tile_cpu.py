@@ -43,42 +43,66 @@ def test_split_gives_every_unit_to_one_cluster(
 
 
 @pytest.mark.parametrize(
-    "split", [Split(8, 1, 8 * 32, 1, 132), Split(28, 3, 28 * 9, 1, 132), Split(5, 2, 50, 1, 7)]
+    "split",
+    [
+        Split(8, 1, 8 * 32, 1, 132),
+        Split(8, 1, 8 * 32, 2, 128),
+        Split(28, 3, 28 * 9, 1, 132),
+        Split(28, 1, 28 * 32, 14, 64),
+        Split(12, 1, 12 * 31, 4, 66),
+        Split(5, 2, 50, 1, 7),
+        Split(9, 1, 9, 1, 9),
+    ],
 )
 def test_every_tile_is_written_once_from_all_of_its_parts(split: Split) -> None:
-    """tile_linear's and tile_combine's bookkeeping (cuda/tile_work.cuh)."""
-    stored: dict[int, tuple[int, int]] = {}  # number of a part -> its units
+    """The bookkeeping of cuda/tile_parts.cuh."""
+    left: dict[int, tuple[int, int]] = {}  # cluster -> its part
+    owned: dict[int, tuple[int, int]] = {}  # tile -> its owner and the units that it has
     written: dict[int, list[tuple[int, int]]] = {}  # tile -> its parts, in order
-    for block in range(split.clusters):
-        unit, end = split.begin(block), split.begin(block + 1)
+    for cluster in range(split.clusters):
+        unit, end = split.begin(cluster), split.begin(cluster + 1)
         while unit < end:
             tile, first = divmod(unit, split.segments)
             last = min(split.segments, first + end - unit)
-            if first == 0 and last == split.segments:
-                written[tile] = [(unit, unit + last)]
+            if first > 0:
+                assert unit == split.begin(cluster)  # before it can wait for anybody
+                left[cluster] = (unit, unit + last - first)
             else:
-                number = 2 * block + (first == 0)
-                assert number not in stored
-                stored[number] = (unit, unit + last - first)
+                assert tile not in owned
+                assert last == split.segments or unit + last == end  # waits last thing
+                owned[tile] = cluster, unit + last
             unit += last - first
-    for x in range(split.clusters - 1):
-        start = split.begin(x + 1)
-        tile = start // split.segments
-        begin = tile * split.segments
-        if start == begin or split.begin(x) > begin:
-            continue
-        assert tile not in written
-        parts = [stored.pop(2 * x + 1)]
-        block = x + 1
-        while block < split.clusters and split.begin(block) < begin + split.segments:
-            parts.append(stored.pop(2 * block))
-            block += 1
-        written[tile] = parts
-    assert not stored
+    for tile, (owner, own_end) in owned.items():
+        tile_end = (tile + 1) * split.segments
+        last_part = owner  # Run::find
+        while own_end < tile_end and last_part + 1 < split.clusters and split.begin(last_part + 1) < tile_end:
+            last_part += 1
+        others = [left.pop(cluster) for cluster in range(owner + 1, last_part + 1)]
+        written[tile] = [(tile * split.segments, own_end), *others]
+        assert len(written[tile]) <= split.parts
+    assert not left
     assert sorted(written) == list(range(split.units // split.segments))
     for tile, parts in written.items():
         units = [unit for first, last in parts for unit in range(first, last)]
         assert units == list(range(tile * split.segments, (tile + 1) * split.segments))
+
+
+def test_tiles_are_cut_into_few_parts() -> None:
+    even = choose(4096, 512, 28, 256, 66, (1, 2))
+    assert (even.chunk, even.clusters, even.parts) == (14, 64, 2)
+    assert choose(8192, 512, 16, 256, 66, (1, 2)).chunk == 16  # 64 whole tiles
+    assert choose(128, 32, 64, 32, 132).parts > 8  # but one tile is for the whole GPU
+
+
+@pytest.mark.parametrize("tokens", [32, 64, 128, 256])
+@pytest.mark.parametrize("rows", [128, 1024, 4096, 6144, 14336, 28672])
+@pytest.mark.parametrize("segments", [1, 7, 8, 28, 32])
+def test_cutting_saves_more_than_it_costs(rows: int, segments: int, tokens: int) -> None:
+    split = choose(rows, tokens, segments, tokens, 132)
+    tiles = split.units // segments
+    assert split.time(tokens) <= -(-tiles // 132) * segments
+    assert segments % split.chunk == 0
+    assert split.time(tokens) >= split.units / 132  # nor is it done sooner than all the work can be
 
 
 @pytest.mark.parametrize("build", BUILDS, ids=str)

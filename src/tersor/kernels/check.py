@@ -53,9 +53,7 @@ def programs(architecture: str) -> Iterator[Program]:
     for variant in variants(shared):
         yield variant.program(Geometry(_COLS, _COLS))
     if architecture == "sm_90":
-        plain = Geometry(_COLS, _COLS)
-        yield from tile_programs(plain)
-        yield from dict.fromkeys(b.combine_program(plain) for builds in VARIANTS.values() for b in builds)
+        yield from tile_programs(Geometry(_COLS, _COLS))
     for bits, group, levels in _SPQR:
         held = spqr.Geometry(_COLS, _COLS, bits, group, levels)
         yield from spqr_programs(held, architecture, shared)
@@ -74,9 +72,9 @@ def spqr_programs(geometry: spqr.Geometry, architecture: str, shared: int) -> It
 
 
 def tile_programs(geometry: Layout) -> Iterator[Program]:
-    """The product for many tokens, in every build that a benchmark tries, up to what adds cut tiles."""
+    """The product for many tokens, in every build that a benchmark tries."""
     builds = [build for some in VARIANTS.values() for build in some]
-    yield from dict.fromkeys(program for build in builds for program in build.programs(geometry)[:-1])
+    yield from dict.fromkeys(program for build in builds for program in build.programs(geometry))
 
 
 def variants(shared: int) -> list[Variant]:

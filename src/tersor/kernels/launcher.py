@@ -172,6 +172,21 @@ def _pack(
     return tuple(values), tuple(types)
 
 
+def capture_of(stream: int) -> int:
+    """The number, unique in this process, of the capture into a CUDA graph that the stream is in; else 0."""
+    driver = _driver()
+    # Bindings of CUDA 12 have by the name with a suffix what those of CUDA 13 have by the plain one, and by the plain
+    # one an older form, which refuses streams whose last launch may overlap with the next.
+    ask = getattr(driver, "cuStreamGetCaptureInfo_v3", None) or driver.cuStreamGetCaptureInfo
+    error, *values = ask(stream)
+    status = _check((error, *values[:1]), "asking a stream whether it is being captured")
+    if status == driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE:
+        return 0
+    if status != driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE:
+        raise KernelError("the stream's capture into a CUDA graph has failed; end it and begin anew")
+    return int(values[1])
+
+
 @cache
 def shared_limit(device: torch.device) -> int:
     """Bytes of shared memory that a block may have on the device: 99 KB on small GPUs, 227 KB on large ones."""

@@ -55,13 +55,13 @@ struct ActivationFeed {
 };
 
 // Warpgroup `group`: known to be the same in all lanes, so that what it tells the tensor cores is reckoned once for a warp.
-__device__ __forceinline__ void consume(const Weights& w, const Output& out, const u8* x, float4* partial, u32 slots, const Barriers& b,
-                                        Rank rank, int begin, int end, int cluster, int group) {
+__device__ __forceinline__ void consume(const Weights& w, const Output& out, const Parts& parts, const u8* x, u32 slots, const Barriers& b,
+                                        Rank rank, const Run& run, int group) {
     const u32 a_tiles = descriptor(slots + group * BLOCKS_OF_64 * 64 * ROW_BYTES), x_tiles = descriptor(slots + TILE_BYTES);
     // Lane i tells the i-th sharer that a slot has been read.
     const int lane = threadIdx.x % WARP;
     const u32 empty = lane < SHARERS ? address_of_rank(b.empty, rank.sharer(lane)) : 0;
-    ActivationFeed activations(w, x, rank, begin, end);
+    ActivationFeed activations(w, x, rank, run.begin, run.end);
     const bool brings_x = threadIdx.x == 0;
     if (brings_x) {
         previous_done();
@@ -71,9 +71,9 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
     __syncwarp();
     Sums sums;
     Turn<SLOTS> turn;
-    int unit = begin;
+    int unit = uniform(run.begin);
 #pragma unroll 1
-    while (unit < end) {
+    for (int end; unit < (end = uniform(run.end));) {
         const int tile = unit / w.split.segments, first = unit % w.split.segments;
         const int last = min(w.split.segments, first + end - unit);
         const int steps = (w.stages_before(unit + last - first) - w.stages_before(unit)) * 2;
@@ -96,8 +96,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
         }
         wgmma_wait<0>();
         if (lane < SHARERS) mbarrier_arrive_at(empty + read * 8);
-        float4* part = partial + (long long)((2 * cluster + (first == 0)) * CLUSTER + Rank::of(rank.row, rank.token)) * QUADS;
-        sums.hand_over(out, part, first == 0 && last == w.split.segments, tile / w.token_tiles * CLUSTER_ROWS + rank.row,
+        sums.hand_over(out, w.split, run, parts, first, last, tile / w.token_tiles * CLUSTER_ROWS + rank.row,
                        tile % w.token_tiles * CLUSTER_TOKENS + rank.token);
         unit += last - first;
     }
@@ -108,14 +107,14 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
                const u8* __restrict__ x,     // as tile_arrange leaves it
                const u16* __restrict__ bias, // [rows] bfloat16 or null
                u16* __restrict__ y,          // [tokens][rows] bfloat16
-               float4* __restrict__ partial, // [2 clusters][CLUSTER][QUADS], where tiles are cut
+               float4* __restrict__ partial, // [clusters][CLUSTER][QUADS], where tiles are cut
+               u32* __restrict__ flags,      // [clusters][CLUSTER][CONSUMERS], zero
                int rows, int tokens, int halves, int chunk,
                int exponent) {               // sums are multiplied by 2^exponent
     extern __shared__ __align__(1024) u8 unaligned[];
     u8* shared = unaligned + (-shared_address(unaligned) & (STRIP_BYTES - 1));  // swizzle and patches go by addresses
     const u32 slots = shared_address(shared);
-    const int warp = __shfl_sync(ALL_LANES, threadIdx.x / WARP, 0);  // the compiler now knows that a warp has one trade
-    const int cluster = blockIdx.x / CLUSTER, clusters = gridDim.x / CLUSTER;
+    const int warp = uniform(threadIdx.x / WARP);  // the compiler now knows that a warp has one trade
     const Rank rank(blockIdx.x % CLUSTER);
     const Barriers barriers(slots + BARRIERS_AT);
     Weights w{weights, places, records, ceil_div(rows, TILE_ROWS), halves, ceil_div(tokens, TOKENS * CLUSTER_TOKENS)};
@@ -123,14 +122,15 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
     w.split.token_tiles = w.token_tiles;
     w.split.units = ceil_div(rows, TALL * CLUSTER_ROWS) * w.token_tiles * w.split.segments;
     w.split.chunk = chunk;
-    const int begin = w.split.begin(cluster, clusters), end = w.split.begin(cluster + 1, clusters);
-    if (threadIdx.x == 0) barriers.init();
+    __shared__ Run run;
+    if (threadIdx.x == 0) run.find(w.split), barriers.init();
     cluster_sync();  // no block writes to another before its barriers are there
     if (warp < CONSUMERS) {
         const Output out{bias, y, rows, tokens, power_of_two(exponent)};
-        consume(w, out, x, partial, slots, barriers, rank, begin, end, cluster, warp / 4);
+        const Parts parts{partial, flags};
+        consume(w, out, parts, x, slots, barriers, rank, run, warp / 4);
     } else {
-        decode_strip(w, shared + AREAS_AT, slots, barriers, warp - CONSUMERS, rank, begin, end);
+        decode_strip(w, shared + AREAS_AT, slots, barriers, warp - CONSUMERS, rank, run.begin, run.end);
     }
     __syncwarp();
     cluster_sync();  // nor leaves while others write to it

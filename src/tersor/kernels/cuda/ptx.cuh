@@ -69,6 +69,31 @@ __device__ __forceinline__ const u16* element(const u16* of, u32 i) {
     return at;
 }
 
+// A flag in global memory, 0 or 1. Who sees it raised also sees what was stored before, by this thread or by those that it
+// has met in a barrier.
+__device__ __forceinline__ void signal(u32* flag) {
+    asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(flag) : "memory");
+}
+// Wait for it, as a whole warp, but not for ever: a flag that is never raised is an error in a kernel and must not hang the
+// GPU. All in assembly: with a loop that the compiler sees it makes every wgmma wait for the one before.
+__device__ __forceinline__ void await(const u32* flag) {
+    asm volatile(
+        "{\n.reg .pred down, never;\n.reg .u32 raised, tries;\n"
+        "mov.u32 tries, 0x4000000;\n"
+        "AGAIN:\n"
+        "ld.acquire.gpu.global.u32 raised, [%0];\n"
+        "setp.eq.u32 down, raised, 0;\n"
+        "vote.sync.any.pred down, down, 0xffffffff;\n"
+        "sub.u32 tries, tries, 1;\n"
+        "setp.eq.u32 never, tries, 0;\n"
+        "@never trap;\n"
+        "@down bra.uni AGAIN;\n}" ::"l"(flag)
+        : "memory");
+}
+
+// What is the same in all lanes; now the compiler knows it.
+__device__ __forceinline__ int uniform(int v) { return __shfl_sync(ALL_LANES, v, 0); }
+
 // Bring a cache line to L2.
 __device__ __forceinline__ void prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 

@@ -25,16 +25,16 @@ constexpr int AREAS_AT = A_SLOTS * A_BYTES + X_SLOTS * X_BYTES;
 constexpr int BARRIERS_AT = AREAS_AT + STAGES * STRIPS * AREA_BYTES;
 
 // Warpgroup `group`: known to be the same in all lanes, so that what it tells the tensor cores is reckoned once for a warp.
-__device__ __forceinline__ void consume(const Weights& w, const Output& out, float4* partial, u32 operands_a, u32 operands_x,
-                                        const Barriers& b, int begin, int end, int group) {
+__device__ __forceinline__ void consume(const Weights& w, const Output& out, const Parts& parts, u32 operands_a, u32 operands_x,
+                                        const Barriers& b, const Run& run, int group) {
     const u32 a_tiles = descriptor(operands_a + group * BLOCKS_OF_64 * 64 * ROW_BYTES), x_tiles = descriptor(operands_x);
     const bool leader = threadIdx.x % WARP == 0;
     Sums sums;
     Turn<A_SLOTS> turn_a;
     Turn<X_SLOTS> turn_x;
-    int unit = begin;
+    int unit = uniform(run.begin);
 #pragma unroll 1
-    while (unit < end) {
+    for (int end; unit < (end = uniform(run.end));) {
         const int tile = unit / w.split.segments, first = unit % w.split.segments;
         const int last = min(w.split.segments, first + end - unit);
         const int steps = (w.stages_before(unit + last - first) - w.stages_before(unit)) * STAGE_STEPS;
@@ -59,8 +59,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, flo
         }
         wgmma_wait<0>();
         if (leader && BEHIND) mbarrier_arrive(b.a_empty + read_a * 8), mbarrier_arrive(b.x_empty + read_x * 8);
-        float4* part = partial + (long long)(2 * blockIdx.x + (first == 0)) * QUADS;
-        sums.hand_over(out, part, first == 0 && last == w.split.segments, tile / w.token_tiles, tile % w.token_tiles);
+        sums.hand_over(out, w.split, run, parts, first, last, tile / w.token_tiles, tile % w.token_tiles);
         unit += last - first;
     }
 }
@@ -70,13 +69,14 @@ tile_linear(const u8* __restrict__ weights, const int* __restrict__ places, cons
             const u16* __restrict__ x,    // as `Activations` says
             const u16* __restrict__ bias, // [rows] bfloat16 or null
             u16* __restrict__ y,          // [tokens][rows] bfloat16
-            float4* __restrict__ partial, // [2 blocks][QUADS], where tiles are cut
+            float4* __restrict__ partial, // [blocks][QUADS], where tiles are cut
+            u32* __restrict__ flags,      // [blocks][CONSUMERS], zero
             int rows, int tokens, int cols, int pitch, int halves, int chunk,
             int exponent) {               // sums are multiplied by 2^exponent
     extern __shared__ __align__(1024) u8 unaligned[];
     u8* shared = unaligned + (-shared_address(unaligned) & (STRIP_BYTES - 1));  // swizzle and patches go by addresses
     const u32 base = shared_address(shared);
-    const int warp = __shfl_sync(ALL_LANES, threadIdx.x / WARP, 0);  // the compiler now knows that a warp has one trade
+    const int warp = uniform(threadIdx.x / WARP);  // the compiler now knows that a warp has one trade
     u32 barriers_at = base + BARRIERS_AT;
     asm volatile("" : "+r"(barriers_at));  // kept, not reckoned again for every wait
     const Barriers barriers(barriers_at);
@@ -86,20 +86,21 @@ tile_linear(const u8* __restrict__ weights, const int* __restrict__ places, cons
     w.split.token_tiles = w.token_tiles;
     w.split.units = ceil_div(rows, TALL) * w.token_tiles * w.split.segments;
     w.split.chunk = chunk;
-    const int begin = w.split.begin(blockIdx.x, gridDim.x), end = w.split.begin(blockIdx.x + 1, gridDim.x);
-    if (threadIdx.x == 0) barriers.init();
+    const Parts parts{partial, flags};
+    __shared__ Run run;
+    if (threadIdx.x == 0) run.find(w.split), barriers.init();
     __syncthreads();
     if (warp < CONSUMERS) {
 #if CONSUMER_REGISTERS
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
 #endif
         const Output out{bias, y, rows, tokens, power_of_two(exponent)};
-        consume(w, out, partial, base, operands_x, barriers, begin, end, GROUPS == 1 ? 0 : warp / 4);
+        consume(w, out, parts, base, operands_x, barriers, run, GROUPS == 1 ? 0 : warp / 4);
     } else if (warp < CONSUMERS + DECODERS) {
 #if CONSUMER_REGISTERS
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(DECODER_REGISTERS));
 #endif
-        decode_tiles(w, shared + AREAS_AT, base, barriers, warp - CONSUMERS, w.stages_before(end) - w.stages_before(begin));
+        decode_tiles(w, shared + AREAS_AT, base, barriers, warp - CONSUMERS, w.stages_before(run.end) - w.stages_before(run.begin));
     } else {
 #if CONSUMER_REGISTERS
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEEDER_REGISTERS));
@@ -107,8 +108,8 @@ tile_linear(const u8* __restrict__ weights, const int* __restrict__ places, cons
         const int feeder = warp - CONSUMERS - DECODERS - 1;
         const Activations activations{x, tokens, cols, pitch};
         if (feeder < 0)
-            feed_weights(w, shared + AREAS_AT, barriers, begin, end);
+            feed_weights(w, shared + AREAS_AT, barriers, run.begin, run.end);
         else if (feeder < X_FEEDERS)
-            feed_activations(w, activations, operands_x, barriers, begin, end, feeder);
+            feed_activations(w, activations, operands_x, barriers, run.begin, run.end, feeder);
     }
 }

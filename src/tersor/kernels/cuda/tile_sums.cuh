@@ -1,6 +1,6 @@
 // The sums of a warpgroup for 64 or 128 rows x TOKENS tokens, and what becomes of them at a tile's end.
 #pragma once
-#include "tile_work.cuh"
+#include "tile_parts.cuh"
 #include "wgmma.cuh"
 
 struct Sums {
@@ -20,23 +20,71 @@ struct Sums {
             for (int n = 0; n < WIDTHS; n++)
                 wgmma(of[m][n], a + (m * 64 * ROW_BYTES >> 4), x + (n * WIDTH * ROW_BYTES >> 4));
     }
-    // To y if the block had the `whole` of tile (row_tile, token_tile), else to `part`, which tile_combine reads.
-    __device__ __forceinline__ void hand_over(const Output& out, float4* part, bool whole, int row_tile, int token_tile) {
+    // The sums of segments `first` to `last` of a tile: to y, with the others' parts, or to the tile's owner.
+    __device__ __forceinline__ void hand_over(const Output& out, const Split& split, const Run& run, const Parts& parts, int first,
+                                              int last, int row_tile, int token_tile) {
+#pragma unroll
+        for (int m = 0; m < BLOCKS_OF_64; m++)
+#pragma unroll
+            for (int n = 0; n < WIDTHS; n++) wgmma_pin(of[m][n]);
+        if (first > 0) return leave(parts);
+        if (last < split.segments) add_parts(parts, run.last_part);
+        write(out, row_tile, token_tile);
+    }
+
+private:
+    static constexpr int ROW_QUADS = TOKENS / 8;  // of a thread, in 64 rows
+    static constexpr int TOGETHER = 4;            // quads under way at a time
+
+    __device__ __forceinline__ float* quad(int m, int j) { return &of[m][j / (WIDTH / 8)][j % (WIDTH / 8) * 4]; }
+
+    __device__ __forceinline__ void leave(const Parts& parts) {
+        const int cluster = cluster_number();
+        float4* part = parts.of(cluster);
+#pragma unroll
+        for (int m = 0; m < BLOCKS_OF_64; m++)
+#pragma unroll
+            for (int j = 0; j < ROW_QUADS; j++) {
+                const float* own = quad(m, j);
+                part[(m * ROW_QUADS + j) * GROUPS * 128] = make_float4(own[0], own[1], own[2], own[3]);
+            }
+        parts.left(cluster);
+    }
+    // Of the clusters after this one up to the `last` of the tile. First all waits, then all sums: that takes fewer registers.
+    __device__ __forceinline__ void add_parts(const Parts& parts, int last) {
+        const int cluster = cluster_number();
+#pragma unroll 1
+        for (int other = cluster + 1; other <= last; other++) parts.wait(other);
+        const float4* part = parts.of(cluster + 1);
+#pragma unroll 1
+        for (int left = last - cluster; left > 0; left--, part += CLUSTER * QUADS) add(part);
+    }
+    __device__ __forceinline__ void add(const float4* part) {
+#pragma unroll
+        for (int m = 0; m < BLOCKS_OF_64; m++)
+#pragma unroll
+            for (int begin = 0; begin < ROW_QUADS; begin += TOGETHER) {
+                float4 more[TOGETHER];
+#pragma unroll
+                for (int i = 0; i < TOGETHER; i++) more[i] = __ldcg(part + (m * ROW_QUADS + begin + i) * GROUPS * 128);
+#pragma unroll
+                for (int i = 0; i < TOGETHER; i++) {
+                    float* own = quad(m, begin + i);
+                    own[0] += more[i].x, own[1] += more[i].y, own[2] += more[i].z, own[3] += more[i].w;
+                }
+            }
+    }
+    __device__ __forceinline__ void write(const Output& out, int row_tile, int token_tile) {
         const bool inside = TOKENS >= 128 && out.inside(row_tile, token_tile);  // smaller tiles have no registers to spare
-        part += threadIdx.x;
 #pragma unroll
         for (int m = 0; m < BLOCKS_OF_64; m++) {
             const float2 biases = out.biases(row_tile, Quad(threadIdx.x, m, 0));
 #pragma unroll
-            for (int j = 0; j < TOKENS / 8; j++) {
-                float(&own)[WIDTH / 2] = of[m][j / (WIDTH / 8)];
-                if (j % (WIDTH / 8) == 0) wgmma_pin(own);
-                const int i = j % (WIDTH / 8) * 4;
-                const float4 four = make_float4(own[i], own[i + 1], own[i + 2], own[i + 3]);
+            for (int j = 0; j < ROW_QUADS; j++) {
+                const float* own = quad(m, j);
+                const float4 four = make_float4(own[0], own[1], own[2], own[3]);
                 const Quad at(threadIdx.x, m, j);
-                if (!whole)
-                    part[(m * (TOKENS / 8) + j) * GROUPS * 128] = four;
-                else if (inside)
+                if (inside)
                     out.write_whole(row_tile, token_tile, at, four, biases);
                 else
                     out.write(row_tile, token_tile, at, four);

@@ -4,9 +4,8 @@
 // A *tile* is TALL rows x TOKENS tokens of y, one block's, times CLUSTER_ROWS and CLUSTER_TOKENS where blocks work in
 // clusters; a *unit* a segment (512 columns) of a tile. Units are counted with segments innermost, then tiles of tokens,
 // then tiles of rows, and cluster b of B takes units begin(b) to begin(b + 1): nearly equal runs, so that nobody waits
-// for a last wave. A run that holds all of a tile writes y. Otherwise the tile is cut: its blocks leave sums in
-// `partial`, which tile_combine adds in the order of the columns. A cluster has at most two such parts: that of a tile
-// begun before it (number 2 b), that of a tile left to the next (2 b + 1).
+// for a last wave. A run that holds all of a tile writes y; where a tile is cut, the cluster that begins it waits for what
+// the others have of it (tile_parts.cuh).
 #pragma once
 #include "ptx.cuh"
 

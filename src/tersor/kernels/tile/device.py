@@ -1,8 +1,9 @@
 """The product for many tokens, launched: x W^T + bias for any layout that can be decoded by stages.
 
-Up to three kernels, each chained to the one before by programmatic dependent launch: for large tiles the
-activations are laid out as operands, the tiles are multiplied, tiles that were cut between (clusters of) blocks are
-added up. Nothing waits for the GPU, nothing is allocated but torch's tensors.
+One or two kernels, the second chained to the first by programmatic dependent launch: for large tiles the activations
+are laid out as operands; the tiles are multiplied, and those that were cut between (clusters of) blocks put together.
+Nothing waits for the GPU (but for a moment when flags are first allocated, flags.py), nothing is allocated but torch's
+tensors.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tersor.kernels.compiler import Program
 from tersor.kernels.fused.device import Matrix
 from tersor.kernels.fused.layout import EXCEPTION_BYTES, Geometry
 from tersor.kernels.launcher import Kernel, Launch, architecture, multiprocessors
+from tersor.kernels.tile.flags import flags
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
 from tersor.kernels.tile.variant import LONE, Build, ClusterVariant, pays, variant_for
 
@@ -44,8 +46,6 @@ class Plan:
     product: Kernel
     launch: Launch
     arrange: Kernel | None  # where activations are laid out beforehand
-    combine: Kernel | None  # where tiles are cut
-    combine_launch: Launch
     weight_shift: int  # the layout's operands are weights times 2^-weight_shift
 
 
@@ -65,16 +65,12 @@ def planned(geometry: Geometry, tokens: int, kept: int, wanted: Build | None, de
         if not places:
             raise KernelError(f"{device} has no room for {variant}; leave the choice of a build to tersor")
     split = choose(geometry.rows, tokens, geometry.segments, variant.tokens, places, variant.cluster)
-    cut = split.cuts and split.clusters > 1
-    quads = TILE_ROWS * variant.tokens // 4 * blocks
     return Plan(
         variant,
         split,
         product,
         Launch((split.clusters * blocks, 1), variant.threads, shared, overlap=True),
         _kernel(variant.arrange_program(geometry)) if variant.arranged else None,
-        _kernel(variant.combine_program(geometry)) if cut else None,
-        Launch((split.clusters - 1, quads // _THREADS), _THREADS, overlap=True),
         dict(geometry.macros).get("WEIGHT_SHIFT", 0),
     )
 
@@ -105,19 +101,25 @@ def tile_linear(
     split, exponent = plan.split, matrix.unit + plan.weight_shift
     operands = in_pieces(x) if plan.arrange is None else _arrange(x, geometry, plan, plan.arrange)
     y = x.new_empty((tokens, geometry.rows))
-    partial = None
+    partial = raised = None
     if split.cuts:
-        blocks = split.clusters * plan.variant.cluster[0] * plan.variant.cluster[1]
-        partial = x.new_empty(2 * blocks * TILE_ROWS * plan.variant.tokens, dtype=torch.float32)
-    own = matrix.stages, matrix.places, matrix.records, operands, bias, y, partial, geometry.rows, tokens
+        blocks = plan.launch.blocks[0]
+        partial = x.new_empty(blocks * TILE_ROWS * plan.variant.tokens, dtype=torch.float32)
+        raised = flags(blocks * plan.variant.consumers, device)
+    own = (
+        matrix.stages,
+        matrix.places,
+        matrix.records,
+        operands,
+        bias,
+        y,
+        partial,
+        raised,
+        geometry.rows,
+        tokens,
+    )
     of_x = () if isinstance(plan.variant, ClusterVariant) else (operands.shape[1], operands.stride(0))
     plan.product(plan.launch, device, *own, *of_x, geometry.halves, split.chunk, exponent)
-    if plan.combine is not None:
-        plan.combine(
-            plan.combine_launch, device,
-            partial, bias, y, geometry.rows, tokens,
-            split.segments, split.token_tiles, split.units, split.chunk, split.clusters, exponent,
-        )  # fmt: skip
     return y
 
 

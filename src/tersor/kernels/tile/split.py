@@ -3,8 +3,10 @@
 A tile is 128 rows x N tokens of the result, times the blocks of a cluster where they work together; a unit is
 one segment (512 columns) of a tile. Units stand in the order (rows, tokens, columns): blocks that work at the
 same time use the same weights. Every cluster (of one block, mostly) takes a nearly equal run of them
-("stream-K"), so that the GPU is busy to the end whatever the shape is. Tiles that are cut cost a trip of their
-sums through memory and a kernel that adds them, so where whole tiles come out even they are left whole.
+("stream-K"), so that the GPU is busy to the end whatever the shape is. The parts of a tile that is cut take a trip
+through memory, one after another into the block that owns it (cuda/tile_parts.cuh), so there should be few: runs may
+be made to begin only at multiples of a half, a third, ... of a tile, and where whole tiles come out even they are left
+whole.
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TILE_ROWS = 128
-# What cutting adds to a block's run, in units: a launch, and the sums' way to memory and back (reckoned).
-_LAUNCH_COST, _TOKENS_PER_UNIT = 0.5, 128
+# Cycles, reckoned: of a unit's eight steps, for the tensor cores per token and at least for decoding; of a part on its
+# way from block to block, which are a flag's and those of its bytes through a multiprocessor.
+_STEPS, _STEP_PER_TOKEN, _STEP_LEAST = 8, 4, 400
+_FLAG, _BYTES_PER_CYCLE = 1000, 50
 
 
 @dataclass(frozen=True)
@@ -35,15 +39,37 @@ class Split:
         """Whether some tile is cut."""
         return self.chunk % self.segments != 0
 
+    @property
+    def parts(self) -> int:
+        """The most clusters that have a part of one tile.
+
+        Of n chunks, the k - 2 runs that lie between the first and the last one have at most n - 2, and k - 2
+        runs have floor((k - 2) chunks / clusters) of them or more.
+        """
+        chunks, of_tile = self.units // self.chunk, -(-self.segments // self.chunk)
+        return min(of_tile, -(-(of_tile - 1) * self.clusters // chunks) + 1)
+
+    def time(self, tile_tokens: int) -> float:
+        """Until the last cluster is done, in units: the longest run, a part left and the others' parts added."""
+        chunks = self.units // self.chunk
+        run = -(-chunks // self.clusters) * self.chunk
+        return run + (self.parts * _part(tile_tokens) if self.parts > 1 else 0.0)
+
+
+def _part(tile_tokens: int) -> float:
+    """A part's way from block to block, in units."""
+    unit = _STEPS * max(_STEP_LEAST, _STEP_PER_TOKEN * tile_tokens)
+    return (_FLAG + 4 * TILE_ROWS * tile_tokens / _BYTES_PER_CYCLE) / unit
+
 
 def choose(
     rows: int, tokens: int, segments: int, tile_tokens: int, places: int, cluster: tuple[int, int] = (1, 1)
 ) -> Split:
     """The split over `places`, the clusters of blocks that the GPU can hold, that is done first."""
     token_tiles = -(-tokens // (tile_tokens * cluster[1]))
-    tiles = -(-rows // (TILE_ROWS * cluster[0])) * token_tiles
-    units = tiles * segments
-    whole, even = -(-tiles // places) * segments, -(-units // places)
-    if whole <= even + _LAUNCH_COST + tile_tokens / _TOKENS_PER_UNIT:
-        return Split(segments, token_tiles, units, segments, min(tiles, places))
-    return Split(segments, token_tiles, units, 1, min(units, places))
+    units = -(-rows // (TILE_ROWS * cluster[0])) * token_tiles * segments
+    chunks = (segments // parts for parts in range(1, segments + 1) if segments % parts == 0)
+    splits = [
+        Split(segments, token_tiles, units, chunk, min(units // chunk, places)) for chunk in chunks
+    ]  # whole tiles first
+    return min(splits, key=lambda split: split.time(tile_tokens))

@@ -63,16 +63,15 @@ class Build(ABC):
         )
 
     @property
+    def consumers(self) -> int:
+        """Warps that multiply."""
+        return 4 * self.groups
+
+    @property
     def instruction_tokens(self) -> int:
         """Tokens that are multiplied by one instruction, as registers allow."""
         fitting = (tokens for tokens, needed in _NEEDED.items() if self.threads * needed <= _REGISTERS)
         return min(self.tokens, max(fitting, default=64))
-
-    def combine_program(self, geometry: Geometry) -> Program:
-        """What adds up the tiles that are cut."""
-        names = ("TOKENS", "GROUPS", "CLUSTER_ROWS", "CLUSTER_TOKENS", "SEGMENT_COLS")
-        few = tuple((k, v) for k, v in self.common(geometry) if k in names)
-        return Program("tile_combine.cu", "tile_combine", few, hopper_only=True)
 
     def arrange_program(self, geometry: Geometry) -> Program:
         """What lays out the activations, where they are `arranged`."""
@@ -83,7 +82,7 @@ class Build(ABC):
     def programs(self, geometry: Geometry) -> tuple[Program, ...]:
         """All that are launched, in this order."""
         before = (self.arrange_program(geometry),) if self.arranged else ()
-        return (*before, self.program(geometry), self.combine_program(geometry))
+        return (*before, self.program(geometry))
 
 
 def _record_bytes(geometry: Geometry, kept: int) -> int:
