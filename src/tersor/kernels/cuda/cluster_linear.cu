@@ -73,10 +73,9 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
     Turn<SLOTS> turn;
     int unit = uniform(run.begin);
 #pragma unroll 1
-    for (int end; unit < (end = uniform(run.end));) {
-        const int tile = unit / w.split.segments, first = unit % w.split.segments;
-        const int last = min(w.split.segments, first + end - unit);
-        const int steps = (w.stages_before(unit + last - first) - w.stages_before(unit)) * 2;
+    while (unit < run.end) {
+        const int next = min(run.end, (unit / w.split.segments + 1) * w.split.segments);
+        const int steps = (w.stages_before(next) - w.stages_before(unit)) * 2;
         sums.clear();
         u32 read = 0;  // the slot before
 #pragma unroll 1
@@ -96,9 +95,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
         }
         wgmma_wait<0>();
         if (lane < SHARERS) mbarrier_arrive_at(empty + read * 8);
-        sums.hand_over(out, w.split, run, parts, first, last, tile / w.token_tiles * CLUSTER_ROWS + rank.row,
-                       tile % w.token_tiles * CLUSTER_TOKENS + rank.token);
-        unit += last - first;
+        unit = sums.hand_over(out, w.split, run, parts, unit, rank.row, rank.token);
     }
 }
 

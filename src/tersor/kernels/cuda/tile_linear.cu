@@ -34,10 +34,9 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
     Turn<X_SLOTS> turn_x;
     int unit = uniform(run.begin);
 #pragma unroll 1
-    for (int end; unit < (end = uniform(run.end));) {
-        const int tile = unit / w.split.segments, first = unit % w.split.segments;
-        const int last = min(w.split.segments, first + end - unit);
-        const int steps = (w.stages_before(unit + last - first) - w.stages_before(unit)) * STAGE_STEPS;
+    while (unit < run.end) {
+        const int next = min(run.end, (unit / w.split.segments + 1) * w.split.segments);
+        const int steps = (w.stages_before(next) - w.stages_before(unit)) * STAGE_STEPS;
         sums.clear();
         u32 read_a = 0, read_x = 0;  // the step that is done
 #pragma unroll 1
@@ -59,8 +58,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
         }
         wgmma_wait<0>();
         if (leader && BEHIND) mbarrier_arrive(b.a_empty + read_a * 8), mbarrier_arrive(b.x_empty + read_x * 8);
-        sums.hand_over(out, w.split, run, parts, first, last, tile / w.token_tiles, tile % w.token_tiles);
-        unit += last - first;
+        unit = sums.hand_over(out, w.split, run, parts, unit, 0, 0);
     }
 }
 

@@ -9,25 +9,18 @@
 //
 // Nobody waits in a circle: a cluster leaves its part first thing in its run, before it can wait for anybody, and waits
 // for others last thing. Nor does anybody wait for blocks that find no room because of those who wait: owners wait for
-// clusters of higher numbers, and these are given to blocks that are dispatched earlier (`cluster_number`).
+// clusters of higher numbers, and these are given to blocks that are dispatched earlier (`Run`).
 #pragma once
 #include "tile_work.cuh"
 
-// Of this block. Blocks are dispatched in the order of blockIdx; clusters are numbered the other way round. (Found anew
-// whenever it is asked for, with all that follows from it: consumers have no registers to keep it in.)
-__device__ __forceinline__ int cluster_number() {
-    int number = (gridDim.x - 1 - blockIdx.x) / CLUSTER;
-    asm volatile("" : "+r"(number));
-    return number;
-}
-
-// A cluster's units, and the last cluster that has a part of the tile in which they end. For shared memory: whoever needs
-// them seldom has no registers for them.
+// A cluster's units, and the last cluster that has a part of the tile in which they end. Kept in shared memory, since
+// consumers have no registers for what they need seldom.
 struct Run {
-    int begin, end, last_part;
+    int cluster, begin, end, last_part;
 
     __device__ __forceinline__ void find(const Split& split) {
-        const int cluster = cluster_number(), clusters = gridDim.x / CLUSTER;
+        cluster = (gridDim.x - 1 - blockIdx.x) / CLUSTER;  // blocks are dispatched in the order of blockIdx
+        const int clusters = gridDim.x / CLUSTER;
         begin = split.begin(cluster, clusters);
         end = split.begin(cluster + 1, clusters);
         last_part = cluster;

@@ -20,16 +20,23 @@ struct Sums {
             for (int n = 0; n < WIDTHS; n++)
                 wgmma(of[m][n], a + (m * 64 * ROW_BYTES >> 4), x + (n * WIDTH * ROW_BYTES >> 4));
     }
-    // The sums of segments `first` to `last` of a tile: to y, with the others' parts, or to the tile's owner.
-    __device__ __forceinline__ void hand_over(const Output& out, const Split& split, const Run& run, const Parts& parts, int first,
-                                              int last, int row_tile, int token_tile) {
+    // The sums of a run's units from `unit` on to the end of their tile or of the run: to y, with the others' parts, or to the
+    // tile's owner. Returns the unit after them. `row`, `token`: of the block in its cluster.
+    __device__ __forceinline__ int hand_over(const Output& out, const Split& split, const Run& run, const Parts& parts, int unit,
+                                             int row, int token) {
 #pragma unroll
         for (int m = 0; m < BLOCKS_OF_64; m++)
 #pragma unroll
             for (int n = 0; n < WIDTHS; n++) wgmma_pin(of[m][n]);
-        if (first > 0) return leave(parts);
-        if (last < split.segments) add_parts(parts, run.last_part);
-        write(out, row_tile, token_tile);
+        unit = uniform(unit);  // from which all is found anew: while the sums grow there are no registers to keep it in
+        const int tile = unit / split.segments, tile_end = (tile + 1) * split.segments;
+        if (unit > tile * split.segments) {
+            leave(parts, run);
+        } else {
+            if (run.end < tile_end) add_parts(parts, run);
+            write(out, tile / split.token_tiles * CLUSTER_ROWS + row, tile % split.token_tiles * CLUSTER_TOKENS + token);
+        }
+        return min(run.end, tile_end);
     }
 
 private:
@@ -38,8 +45,8 @@ private:
 
     __device__ __forceinline__ float* quad(int m, int j) { return &of[m][j / (WIDTH / 8)][j % (WIDTH / 8) * 4]; }
 
-    __device__ __forceinline__ void leave(const Parts& parts) {
-        const int cluster = cluster_number();
+    __device__ __forceinline__ void leave(const Parts& parts, const Run& run) {
+        const int cluster = run.cluster;
         float4* part = parts.of(cluster);
 #pragma unroll
         for (int m = 0; m < BLOCKS_OF_64; m++)
@@ -50,9 +57,9 @@ private:
             }
         parts.left(cluster);
     }
-    // Of the clusters after this one up to the `last` of the tile. First all waits, then all sums: that takes fewer registers.
-    __device__ __forceinline__ void add_parts(const Parts& parts, int last) {
-        const int cluster = cluster_number();
+    // Of the clusters after this one. First all waits, then all sums: that takes fewer registers.
+    __device__ __forceinline__ void add_parts(const Parts& parts, const Run& run) {
+        const int cluster = run.cluster, last = run.last_part;
 #pragma unroll 1
         for (int other = cluster + 1; other <= last; other++) parts.wait(other);
         const float4* part = parts.of(cluster + 1);

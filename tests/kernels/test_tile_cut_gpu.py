@@ -1,0 +1,170 @@
+"""Tiles that are cut between clusters: the same bits every time, beside other products, and in CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from tersor.kernels.fused.device import Matrix
+from tersor.kernels.tile import device as tile
+from tersor.kernels.tile import flags
+from tersor.kernels.tile.split import Split
+from tersor.kernels.tile.split import choose as chosen
+from tersor.kernels.tile.variant import VARIANTS, Build
+from tersor.kernels.window import device as window
+from tersor.kernels.window.layout import Geometry
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not (torch.cuda.is_available() and tile.supported(torch.device("cuda"))), reason="needs sm_90"
+    ),
+]
+
+BUILDS = [build for builds in VARIANTS.values() for build in builds]
+ROWS, COLS = 1040, 8192  # nine tiles of sixteen segments
+PARTS = (2, 4, 16)
+
+
+def name_of(build: Build) -> str:
+    """As a test is called."""
+    return "-".join(f"{name[:2]}{value}" for name, value in vars(build).items() if value).replace(" ", "")
+
+
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Have every tile cut at multiples of this part of it."""
+
+    def into(parts: int) -> None:
+        def choose(
+            rows: int,
+            tokens: int,
+            segments: int,
+            of_tile: int,
+            places: int,
+            cluster: tuple[int, int] = (1, 1),
+        ) -> Split:
+            best = chosen(rows, tokens, segments, of_tile, places, cluster)
+            chunk = segments // parts
+            return Split(segments, best.token_tiles, best.units, chunk, min(best.units // chunk, places))
+
+        monkeypatch.setattr(tile, "choose", choose)
+        tile.planned.cache_clear()
+
+    yield into
+    tile.planned.cache_clear()
+
+
+def matrix() -> tuple[torch.Tensor, Matrix[Geometry]]:
+    weight = (torch.randn(ROWS, COLS, device="cuda") * 0.02).bfloat16()
+    return weight, window.pack(weight)
+
+
+def product(x: torch.Tensor, packed: Matrix[Geometry], build: Build | None = None) -> torch.Tensor:
+    """In memory that held NaN: a part or an output that is used unwritten shows."""
+    for size in (x.shape[0] * ROWS, 2 * 132 * 128 * 256, (x.shape[0] + 512) * COLS):
+        torch.full((size,), float("nan"), device="cuda", dtype=torch.bfloat16)
+    return tile.tile_linear(x, packed, None, build)
+
+
+def slots() -> dict[flags.Owner, torch.Tensor]:
+    return flags.pool(torch.cuda.current_device())._given
+
+
+def flags_are_down() -> bool:
+    torch.cuda.synchronize()
+    return bool(slots()) and not any(slot.any() for slot in slots().values())
+
+
+@pytest.mark.parametrize("parts", PARTS)
+@pytest.mark.parametrize("build", BUILDS, ids=name_of)
+def test_cut_tiles_are_put_together(build: Build, parts: int, cut: Callable[[int], None]) -> None:
+    cut(parts)
+    weight, packed = matrix()
+    x = torch.randn(build.tokens * build.cluster[1] + 7, COLS, device="cuda", dtype=torch.bfloat16)
+    first = product(x, packed, build)
+    kept = tile.kept_for(packed.geometry, packed.places, packed.records)
+    split = tile.planned(packed.geometry, x.shape[0], kept, build, x.device).split
+    assert split.cuts
+    assert split.parts > 1
+    exact = x.double() @ weight.double().T
+    assert float((first.double() - exact).abs().max()) <= 0.01 * float(exact.abs().max())
+    assert flags_are_down()
+    for _ in range(50):
+        assert torch.equal(product(x, packed, build), first)
+    assert flags_are_down()
+
+
+@pytest.mark.parametrize("tokens", [32, 64, 128, 250, 500])
+def test_products_on_two_streams_at_once(tokens: int, cut: Callable[[int], None]) -> None:
+    cut(4)
+    _, packed = matrix()
+    inputs = [torch.randn(tokens, COLS, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
+    expected = [tile.tile_linear(x, packed) for x in inputs]
+    streams = [torch.cuda.Stream() for _ in inputs]
+    torch.cuda.synchronize()
+    got: list[list[torch.Tensor]] = [[], []]
+    for stream in streams:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(2_000_000)  # so that both have work when they begin
+    for _ in range(20):
+        for stream, x, own in zip(streams, inputs, got, strict=True):
+            with torch.cuda.stream(stream):
+                own.append(tile.tile_linear(x, packed))
+    assert flags_are_down()
+    assert len({slots()[(stream.cuda_stream, 0, 0)].data_ptr() for stream in streams}) == 2
+    for own, y in zip(got, expected, strict=True):
+        assert all(torch.equal(one, y) for one in own)
+
+
+def captured(x: torch.Tensor, packed: Matrix[Geometry]) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]:
+    """A graph of several products of the same, and their results."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = [tile.tile_linear(x, packed) for _ in range(10)]
+    return graph, results
+
+
+@pytest.mark.parametrize("tokens", [32, 128, 500])
+def test_graphs_are_replayed_at_once(tokens: int, cut: Callable[[int], None]) -> None:
+    cut(4)
+    _, packed = matrix()
+    inputs = [torch.randn(tokens, COLS, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
+    expected = [tile.tile_linear(x, packed) for x in inputs]
+    before = set(slots())
+    graphs = [captured(x, packed) for x in inputs]
+    owners = set(slots()) - before
+    assert len(owners) == len({capture for _, capture, _ in owners}) == 2
+    streams = [torch.cuda.Stream() for _ in graphs]
+    for _ in range(10):
+        for _, results in graphs:
+            for y in results:
+                y.fill_(float("nan"))
+        torch.cuda.synchronize()
+        for stream, (graph, _) in zip(streams, graphs, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+        beside = [tile.tile_linear(x, packed) for x in inputs]
+        torch.cuda.synchronize()
+        for (_, results), own, y in zip(graphs, beside, expected, strict=True):
+            assert torch.equal(own, y)
+            assert all(torch.equal(one, y) for one in results)
+    assert flags_are_down()
+
+
+def test_a_capture_without_slots_in_hand(cut: Callable[[int], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(4)
+    _, packed = matrix()
+    x = torch.randn(128, COLS, device="cuda", dtype=torch.bfloat16)
+    expected = tile.tile_linear(x, packed)
+    before = set(slots())
+    monkeypatch.setattr(flags.pool(torch.cuda.current_device()), "_free", [])
+    graph, results = captured(x, packed)
+    assert set(slots()) == before
+    for _ in range(3):
+        for y in results:
+            y.fill_(float("nan"))
+        graph.replay()
+        assert all(torch.equal(y, expected) for y in results)
