@@ -15,7 +15,7 @@
 
 constexpr int NOTE_AT = RECORD_AT + RECORD_BYTES, AREA_BYTES = NOTE_AT + 16;  // a note: the record's place
 constexpr int SLOT_BYTES = TILE_BYTES + X_TILE_BYTES;
-constexpr int X_SHARE = X_TILE_BYTES / CLUSTER_ROWS;  // of a tile of activations, what one block asks for
+constexpr int SHARED_TOKENS = TOKENS / CLUSTER_ROWS;  // of a tile of activations, what one block asks for
 constexpr int COPIED = X_TILE_BYTES + (STRIPS - DECODERS) * STRIP_BYTES;  // of a slot
 constexpr int SHARERS = CLUSTER_ROWS + CLUSTER_TOKENS - 1;  // blocks that write to one another, with oneself
 static_assert(DECODERS * CLUSTER_TOKENS == STRIPS, "a decoder per strip");
