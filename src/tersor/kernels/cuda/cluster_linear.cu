@@ -35,7 +35,7 @@ struct ActivationFeed {
         left--;
         const u32 full = b.full + turn.number * 8;
         const u32 to = slots + turn.number * SLOT_BYTES + TILE_BYTES + rank.row * (SHARED_TOKENS * ROW_BYTES);
-        mbarrier_wait(full + SLOTS * 8, turn.parity ^ 1);
+        mbarrier_wait(b.x_empty + turn.number * 8, turn.parity ^ 1);
         mbarrier_arrive_expect(full, COPIED);
         if (CLUSTER_ROWS == 1)
             tensor_copy(to, x, token, col, full);
@@ -53,9 +53,8 @@ struct ActivationFeed {
 __device__ __forceinline__ void consume(const Weights& w, const Output& out, const TensorMap& x, float4* partial, u32 slots, const Barriers& b,
                                         Rank rank, int begin, int end, int cluster, int group) {
     const u32 a_tiles = descriptor(slots + group * BLOCKS_OF_64 * 64 * ROW_BYTES), x_tiles = descriptor(slots + TILE_BYTES);
-    // Lane i tells the i-th sharer that a slot has been read.
     const int lane = threadIdx.x % WARP;
-    const u32 empty = lane < SHARERS ? address_of_rank(b.empty, rank.sharer(lane)) : 0;
+    const u32 empty = b.empty_of(rank, lane);
     ActivationFeed activations(w, rank, begin, end);
     const bool brings_x = threadIdx.x == 0;
     if (brings_x) {

@@ -169,7 +169,7 @@ class ClusterVariant(Build):
         slot = (TILE_ROWS + self.tokens) * _HALF_BYTES
         area = geometry.stage_bytes + _record_bytes(geometry, self.kept)
         areas = self.decoders * self.stages
-        return _STRIP_ALIGN + self.slots * slot + areas * area + 8 * (2 * self.slots + areas)
+        return _STRIP_ALIGN + self.slots * slot + areas * area + 8 * (3 * self.slots + areas)
 
     def keeping(self, kept: int) -> ClusterVariant:
         """The same, but for `kept`."""
@@ -193,7 +193,7 @@ VARIANTS: dict[int, tuple[Build, ...]] = {
     32: (Variant(32, 1, 16, 4, 2, 4), Variant(32, 1, 8, 2, 1, 2, 2), Variant(32, 1, 8, 4, 2, 4)),
     64: (Variant(64, 2, 16, 4, 2, 3), Variant(64, 2, 8, 3, 2, 4)),
     128: (Variant(128, 2, 8, 3, 4, 4, step_halves=1), Variant(128, 2, 8, 2, 2, 3)),
-    256: (Variant(256, 2, 8, 2, 4, 3, step_halves=1, registers=(160, 64, 32)),),
+    256: (Variant(256, 2, 8, 2, 4, 3, step_halves=1, registers=(160, 72, 32)),),
     512: (ClusterVariant(256, (1, 2), 4, 2), ClusterVariant(256, (2, 2), 4, 2)),
 }
 # Two blocks per multiprocessor wait less, but the units of a smaller matrix do not come out even on so many.
