@@ -186,7 +186,7 @@ def test_product_can_be_captured_and_compiled(tokens: int) -> None:
     assert torch.equal(compiled(x), expected)
 
 
-@pytest.mark.parametrize("tokens", [20, 48, 100, 300])  # from 65 on activations are laid out beforehand
+@pytest.mark.parametrize("tokens", [20, 48, 100, 300])
 @pytest.mark.parametrize("size", [1024, 4096])  # the larger one's tiles are cut
 def test_products_one_after_another(size: int, tokens: int) -> None:
     """Launches overlap; each must wait for what the one before writes."""
