@@ -60,7 +60,7 @@ def poisoned(x: torch.Tensor, packed: Matrix[Geometry], build: Build | None) -> 
 def check(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
     """The error is cuBLAS's, or nearly; if not, says where it is."""
     exact = x.double() @ weight.double().T
-    scale = exact.abs().amax(0, keepdim=True).clamp_min(1e-300)
+    scale = weight.double().norm(dim=1).clamp_min(1e-300)  # what results are like; a single one may be near zero
     ours = ((y.double() - exact) / scale).abs()
     cublas = ((linear(x, weight).double() - exact) / scale).abs()
     bad = (~(ours <= 4 * cublas.max() + 0.02)).nonzero()

@@ -190,7 +190,7 @@ class ClusterVariant(Build):
 
 # The first of each size is used, for large matrices LARGE; the others are for bench/sweep_tile.py.
 VARIANTS: dict[int, tuple[Build, ...]] = {
-    32: (Variant(32, 1, 16, 4, 2, 4), Variant(32, 1, 8, 2, 1, 2, 2), Variant(32, 1, 8, 4, 2, 4)),
+    32: (Variant(32, 1, 8, 4, 2, 4), Variant(32, 1, 8, 2, 1, 2, 2), Variant(32, 1, 16, 4, 2, 4)),
     64: (Variant(64, 2, 16, 4, 2, 3), Variant(64, 2, 8, 3, 2, 4)),
     128: (Variant(128, 2, 8, 3, 4, 4, step_halves=1), Variant(128, 2, 8, 2, 2, 3)),
     256: (Variant(256, 2, 8, 2, 4, 3, step_halves=1, registers=(160, 72, 32)),),
