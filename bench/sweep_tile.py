@@ -53,7 +53,7 @@ def compile_all(tokens: list[int], matrix: Matrix[Any], device: torch.device) ->
     """Every build, by all processors at once."""
     kept = kept_for(matrix.geometry, matrix.places, matrix.records)
     chosen = {build.keeping(min(build.kept, kept)) for m in tokens for build in builds(m)}
-    programs = {program for b in chosen for program in b.programs(matrix.geometry)}
+    programs = {b.program(matrix.geometry) for b in chosen}
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda program: machine_code(program, architecture(device)), programs))
 

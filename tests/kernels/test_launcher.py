@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tersor.format.errors import KernelError
-from tersor.kernels.launcher import _pack
+from tersor.kernels import launcher
+from tersor.kernels.launcher import TensorMap, _pack, tensor_map
 
 
 def test_tensors_elsewhere_are_refused() -> None:
@@ -19,3 +20,18 @@ def test_numbers_and_nothing_are_passed_on() -> None:
     values, types = _pack((None, 3, 0.5), 0, "decode")
     assert values == (0, 3, 0.5)
     assert len(types) == 3
+
+
+def test_a_matrix_is_described_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    described: list[tuple[int, ...]] = []
+
+    def describe(*sizes: int) -> TensorMap:
+        described.append(sizes)
+        return TensorMap()
+
+    monkeypatch.setattr(launcher, "_tensor_map", describe)
+    x = torch.zeros(40, 72, dtype=torch.bfloat16)
+    tensor_map(x[3:, 8:], 32, 64)
+    assert described.pop() == (x.data_ptr() + 2 * (3 * 72 + 8), 37, 64, 144, 32, 64)
+    tensor_map(x.as_strided((1, 60), (1, 1)), 32, 64)  # of one row the stride may be anything
+    assert described.pop() == (x.data_ptr(), 1, 60, 128, 32, 64)

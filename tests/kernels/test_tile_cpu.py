@@ -192,67 +192,47 @@ def lane_column(layout: int, h: int, t: int) -> int:
 
 @pytest.mark.parametrize("layout", [0, 1])
 def test_weights_and_activations_meet_in_the_same_places(layout: int) -> None:
-    """What the lanes store, what tile_arrange stores, where exceptions go: the same column at every k."""
+    """Where lanes store their pieces and exceptions go (tile_patches.cuh): as tensor maps leave a matrix, swizzled."""
+    spread = lane_column(layout, 0, 3) >= 64
+    assert spread == (layout == 1)
+    stored = np.full((2, 2048), -1)  # tile of a stage, byte of a strip's rows -> 1000 * row + column
     for h in range(2):
-        k = np.full(64, -1)  # k of the half -> column of the stage, by the activations
-        for piece in range(8):
-            first = lane_column(layout, h, piece // 2) + piece % 2 * 8
-            k[piece * 8 : piece * 8 + 8] = first + np.arange(8)
-        weights = np.full(2048, -1)  # byte of a strip's half -> 1000 * row + column
+        on = lane_column(layout, h, 0) % 64 // 8 << 4
         for lane in range(32):
             g, t = divmod(lane, 4)
+            tile = lane_column(layout, 0, t) // 64 if spread else h
+            first = g * 128 + ((lane_column(layout, 0, t) % 64 // 8 ^ g) << 4)
             mine = lane_column(layout, h, t) + np.arange(16)
             for j in range(2):
                 for below in range(2):
-                    at = (g * 128 + ((2 * t ^ g) << 4) ^ 16 * j) + 1024 * below
-                    assert np.all(weights[at : at + 16 : 2] == -1)
-                    weights[at : at + 16 : 2] = 1000 * (g + 8 * below) + mine[8 * j : 8 * j + 8]
-        row, place = np.divmod(np.arange(0, 2048, 2), 128)
-        seen = weights[swizzled(np.arange(0, 2048, 2))]
-        assert np.array_equal(seen, 1000 * row + k[place // 2])
-        for column in range(128):  # Patches::placed
-            sixteenth = column // 16 % 8
-            slot = sixteenth if layout == 0 else sixteenth % 2 * 4 + sixteenth // 2
-            if slot // 4 != h:
-                assert column not in k
-                continue
-            for row_ in range(16):
-                piece = slot % 4 * 2 + column // 8 % 2
-                offset = row_ * 128 | (piece ^ row_ % 8) << 4 | column % 8 * 2
-                assert weights[offset] == 1000 * row_ + column
-
-
-@pytest.mark.parametrize("layout", [0, 1])
-@pytest.mark.parametrize("tokens", [32, 64])
-def test_activations_come_straight_to_where_they_would_be_arranged(tokens: int, layout: int) -> None:
-    """tile_feed_direct.cuh: every piece of a step once, whole sectors, no two pieces of a store in one bank."""
-    lane = np.arange(32)
-    odd, half, piece = lane // 16, lane // 8 % 2, lane % 8
-    column = np.array([lane_column(layout, h, p // 2) + p % 2 * 8 for h in (0, 1) for p in range(8)] * 2)
-    stored = np.full(2 * tokens * 8, -1)  # 16 bytes of a step -> 1000 * token + column
-    for feeder in range(tokens // 16):
-        base = half * tokens * 128 + (feeder * 16 + odd) * 128 + ((piece ^ odd) << 4)
-        for k in range(8):
-            token = feeder * 16 + odd + 2 * k
-            for one in (0, 1):
-                assert sorted(column[odd == one]) == list(range(0, 128, 8))  # 256 bytes of a token
-            to = (base ^ (2 * k % 8 << 4)) + 2 * k * 128
-            assert all(len(set(to[q : q + 8] // 16 % 8)) == 8 for q in range(0, 32, 8))
-            assert np.all(stored[to // 16] == -1)
-            stored[to // 16] = 1000 * token + column
-    for h in range(2):
-        for n in range(tokens):
-            for p in range(8):  # as tile_arrange has it
-                place = (h * tokens + n) * 8 + (p ^ n % 8)
-                assert stored[place] == 1000 * n + lane_column(layout, h, p // 2) + p % 2 * 8
+                    at = (first ^ 16 * j ^ on) + 1024 * below
+                    assert np.all(stored[tile, at : at + 16 : 2] == -1)
+                    stored[tile, at : at + 16 : 2] = 1000 * (g + 8 * below) + mine[8 * j : 8 * j + 8]
+    byte = np.arange(0, 2048, 2)
+    row, place = byte // 128, byte % 128 // 2
+    for tile in range(2):
+        assert np.array_equal(stored[tile, swizzled(byte)], 1000 * row + 64 * tile + place)
+    for column in range(128):
+        for row_ in range(16):
+            offset = (row_ << 7 | column % 64 * 2) ^ row_ % 8 << 4
+            assert stored[column // 64, offset] == 1000 * row_ + column
 
 
 def test_activations_are_copied_only_where_pieces_are_not_whole() -> None:
     x = torch.arange(6.0 * 80).bfloat16().view(6, 80)
-    for same in (x, x[:, 16:72], x[::2], x[:1].expand(6, 80), x[:1, :40]):
+    for same in (x, x[:, 16:72], x[::2], x[:1, :40], x.as_strided((1, 80), (3, 1))):
         assert in_pieces(same) is same
     flat = torch.arange(6.0 * 80 + 1).bfloat16()
-    for other in (x[:, 3:43], x[:, :77], flat[1:].view(6, 80), flat[:477].view(53, 9), x.T[:, :5], x.T):
+    overlapping = x[:1].expand(6, 80), flat.as_strided((6, 40), (16, 1))
+    for other in (
+        x[:, 3:43],
+        x[:, :77],
+        flat[1:].view(6, 80),
+        flat[:477].view(53, 9),
+        x.T[:, :5],
+        x.T,
+        *overlapping,
+    ):
         pieces = in_pieces(other)
         tokens, cols = other.shape
         assert pieces.shape == (tokens, -(-cols // 8) * 8)
@@ -262,19 +242,16 @@ def test_activations_are_copied_only_where_pieces_are_not_whole() -> None:
         assert not pieces[:, cols:].any()
 
 
-def test_stores_of_a_quarter_warp_meet_in_no_bank() -> None:
-    for j in range(2):
-        for first in range(0, 32, 8):
-            lanes = np.arange(first, first + 8)
-            g, t = lanes // 4, lanes % 4
-            at = (g * 128 + ((2 * t ^ g) << 4)) ^ 16 * j
-            assert len(set(at // 16 % 8)) == 8
-
-
-@pytest.mark.parametrize("tokens", [32, 256])
-def test_activations_are_swizzled_as_the_tensor_cores_read_them(tokens: int) -> None:
-    i = np.arange(tokens * 8)  # tile_arrange's threads of one half
-    piece, n = i % 8, i // 8 % tokens
-    stored = i - piece + (piece ^ n % 8)
-    assert np.array_equal(stored * 16, swizzled(n * 128 + piece * 16))
-    assert sorted(stored) == list(range(tokens * 8))
+@pytest.mark.parametrize("layout", [0, 1])
+def test_stores_of_a_quarter_warp_meet_in_no_bank(layout: int) -> None:
+    for h in range(2):
+        for j in range(2):
+            for first in range(0, 32, 8):
+                lanes = np.arange(first, first + 8)
+                g, t = lanes // 4, lanes % 4
+                column = lane_column(layout, 0, 0) + np.array([lane_column(layout, 0, i) for i in t])
+                on = lane_column(layout, h, 0) % 64 // 8
+                at = g * 128 + ((column % 64 // 8 ^ g ^ j ^ on) << 4)
+                for tile in range(2):  # of one tile at a time, where a half goes to both
+                    banks = (at // 16 % 8)[(column // 64 == tile)] if layout == 1 else at // 16 % 8
+                    assert len(set(banks)) == len(banks)

@@ -60,7 +60,9 @@ def poisoned(x: torch.Tensor, packed: Matrix[Geometry], build: Build | None) -> 
 def check(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
     """The error is cuBLAS's, or nearly; if not, says where it is."""
     exact = x.double() @ weight.double().T
-    scale = exact.abs().amax(0, keepdim=True).clamp_min(1e-300)
+    scale = (
+        weight.double().norm(dim=1).clamp_min(1e-300)
+    )  # what results are like; a single one may be near zero
     ours = ((y.double() - exact) / scale).abs()
     cublas = ((linear(x, weight).double() - exact) / scale).abs()
     bad = (~(ours <= 4 * cublas.max() + 0.02)).nonzero()
@@ -186,7 +188,7 @@ def test_product_can_be_captured_and_compiled(tokens: int) -> None:
     assert torch.equal(compiled(x), expected)
 
 
-@pytest.mark.parametrize("tokens", [20, 48, 100, 300])  # from 65 on activations are laid out beforehand
+@pytest.mark.parametrize("tokens", [20, 48, 100, 300])
 @pytest.mark.parametrize("size", [1024, 4096])  # the larger one's tiles are cut
 def test_products_one_after_another(size: int, tokens: int) -> None:
     """Launches overlap; each must wait for what the one before writes."""

@@ -74,7 +74,7 @@ def spqr_programs(geometry: spqr.Geometry, architecture: str, shared: int) -> It
 def tile_programs(geometry: Layout) -> Iterator[Program]:
     """The product for many tokens, in every build that a benchmark tries."""
     builds = [build for some in VARIANTS.values() for build in some]
-    yield from dict.fromkeys(program for build in builds for program in build.programs(geometry))
+    yield from dict.fromkeys(build.program(geometry) for build in builds)
 
 
 def variants(shared: int) -> list[Variant]:

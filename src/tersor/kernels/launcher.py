@@ -187,6 +187,37 @@ def capture_of(stream: int) -> int:
     return int(values[1])
 
 
+class TensorMap(ctypes.Structure):
+    """A matrix in GPU memory as bulk copies are told of it (sm_90): mbarrier.cuh's struct of the same name."""
+
+    _fields_ = (("opaque", ctypes.c_uint64 * 16),)
+
+
+def tensor_map(x: torch.Tensor, rows: int, cols: int) -> TensorMap:
+    """Parts of `rows` (256 at most) x `cols` (64) of a bfloat16 matrix, swizzled as the tensor cores read them.
+
+    `x` begins at a multiple of 16 bytes, its rows are dense, do not overlap and begin at multiples of 16 bytes.
+    """
+    pitch = x.stride(0) if x.shape[0] > 1 else -(-x.shape[1] // 8) * 8
+    return _tensor_map(x.data_ptr(), *x.shape, 2 * pitch, rows, cols)
+
+
+@lru_cache(maxsize=4096)  # the same few places come again and again
+def _tensor_map(address: int, height: int, width: int, pitch: int, rows: int, cols: int) -> TensorMap:
+    driver = _driver()
+    u64, u32 = driver.cuuint64_t, driver.cuuint32_t
+    result = driver.cuTensorMapEncodeTiled(
+        driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, address,
+        [u64(width), u64(height)], [u64(pitch)], [u32(cols), u32(rows)], [u32(1), u32(1)],
+        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        driver.CUtensorMapSwizzle.CU_TENSOR_MAP_SWIZZLE_128B,
+        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )  # fmt: skip
+    made = _check(result, f"describing {height} x {width} activations, {pitch} bytes apart")
+    return TensorMap.from_buffer_copy(ctypes.string_at(made.getPtr(), ctypes.sizeof(TensorMap)))
+
+
 @cache
 def shared_limit(device: torch.device) -> int:
     """Bytes of shared memory that a block may have on the device: 99 KB on small GPUs, 227 KB on large ones."""

@@ -19,54 +19,48 @@ constexpr int AREAS_AT = SLOTS * SLOT_BYTES, BARRIERS_AT = AREAS_AT + DECODERS *
 // Activations, a part of each step's tile for all blocks that share it, AHEAD steps before they are multiplied. A lane of
 // the consumers asks for them: it alone has no other work, and has itself read the slot that it fills again.
 struct ActivationFeed {
-    const u8* from;
-    int left, in_row, token_tile;  // steps of the run; of the row
+    int left, end, col;  // steps of the run; of a row, columns
+    int token, tokens;   // this block's part; of all tiles
     Turn<SLOTS> turn;
 
-    __device__ __forceinline__ ActivationFeed(const Weights& w, const u8* x, Rank rank, int begin, int end) {
-        const Cursor at(w, begin, end, 0);
-        left = 2 * (w.stages_before(end) - w.stages_before(begin));
-        token_tile = at.token_tile;
-        in_row = row_steps(w) - at.segment * SEGMENT_HALVES;
-        locate(w, x, rank);
-        from += (long long)at.segment * (SEGMENT_HALVES * X_TILE_BYTES);
+    __device__ __forceinline__ ActivationFeed(const Weights& w, Rank rank, int begin, int stop) {
+        const Cursor at(w, begin, stop, 0);
+        left = 2 * (w.stages_before(stop) - w.stages_before(begin));
+        end = ceil_div(w.halves, 2) * STAGE_COLS, col = at.segment * SEGMENT_COLS;
+        tokens = w.token_tiles * CLUSTER_TOKENS * TOKENS;
+        token = (at.token_tile * CLUSTER_TOKENS + rank.token) * TOKENS + rank.row * SHARED_TOKENS;
     }
-    static __device__ __forceinline__ int row_steps(const Weights& w) { return ceil_div(w.halves, 2) * 2; }
-    __device__ __forceinline__ void locate(const Weights& w, const u8* x, Rank rank) {
-        from = x + (long long)(token_tile * CLUSTER_TOKENS + rank.token) * row_steps(w) * X_TILE_BYTES + rank.row * X_SHARE;
-    }
-    __device__ __forceinline__ void ask(const Weights& w, const u8* x, u32 slots, const Barriers& b, Rank rank) {
+    __device__ __forceinline__ void ask(const TensorMap& x, u32 slots, const Barriers& b, Rank rank) {
         if (left == 0) return;
         left--;
-        const u32 full = b.full + turn.number * 8, to = slots + turn.number * SLOT_BYTES + TILE_BYTES + rank.row * X_SHARE;
-        mbarrier_wait(full + SLOTS * 8, turn.parity ^ 1);
+        const u32 full = b.full + turn.number * 8;
+        const u32 to = slots + turn.number * SLOT_BYTES + TILE_BYTES + rank.row * (SHARED_TOKENS * ROW_BYTES);
+        mbarrier_wait(b.x_empty + turn.number * 8, turn.parity ^ 1);
         mbarrier_arrive_expect(full, COPIED);
         if (CLUSTER_ROWS == 1)
-            bulk_copy(to, from, X_SHARE, full);
+            tensor_copy(to, x, token, col, full);
         else
-            bulk_copy_to_all(to, from, X_SHARE, full, rank.row_ranks());
+            tensor_copy_to_all(to, x, token, col, full, rank.row_ranks());
         turn.advance();
-        from += X_TILE_BYTES;
-        if (--in_row > 0) return;
-        in_row = row_steps(w);
-        if (++token_tile == w.token_tiles) token_tile = 0;
-        locate(w, x, rank);
+        col += HALF_COLS;
+        if (col < end) return;
+        col = 0, token += CLUSTER_TOKENS * TOKENS;
+        if (token >= tokens) token -= tokens;
     }
 };
 
 // Warpgroup `group`: known to be the same in all lanes, so that what it tells the tensor cores is reckoned once for a warp.
-__device__ __forceinline__ void consume(const Weights& w, const Output& out, const Parts& parts, const u8* x, u32 slots, const Barriers& b,
+__device__ __forceinline__ void consume(const Weights& w, const Output& out, const TensorMap& x, const Parts& parts, u32 slots, const Barriers& b,
                                         Rank rank, const Run& run, int group) {
     const u32 a_tiles = descriptor(slots + group * BLOCKS_OF_64 * 64 * ROW_BYTES), x_tiles = descriptor(slots + TILE_BYTES);
-    // Lane i tells the i-th sharer that a slot has been read.
     const int lane = threadIdx.x % WARP;
-    const u32 empty = lane < SHARERS ? address_of_rank(b.empty, rank.sharer(lane)) : 0;
-    ActivationFeed activations(w, x, rank, run.begin, run.end);
+    const u32 empty = b.empty_of(rank, lane);
+    ActivationFeed activations(w, rank, run.begin, run.end);
     const bool brings_x = threadIdx.x == 0;
     if (brings_x) {
         previous_done();
         let_next_begin();
-        for (int i = 0; i < AHEAD; i++) activations.ask(w, x, slots, b, rank);
+        for (int i = 0; i < AHEAD; i++) activations.ask(x, slots, b, rank);
     }
     __syncwarp();
     Sums sums;
@@ -80,7 +74,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
         u32 read = 0;  // the slot before
 #pragma unroll 1
         for (int k = 0; k < steps; k++) {
-            if (brings_x) activations.ask(w, x, slots, b, rank);
+            if (brings_x) activations.ask(x, slots, b, rank);
             __syncwarp();
             mbarrier_wait(b.full + turn.number * 8, turn.parity);
             const u32 at = turn.number * (SLOT_BYTES >> 4);
@@ -101,7 +95,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
 cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, const u8* __restrict__ records,
-               const u8* __restrict__ x,     // as tile_arrange leaves it
+               const __grid_constant__ TensorMap x,  // [tokens][cols] bfloat16, SHARED_TOKENS x HALF_COLS at a time
                const u16* __restrict__ bias, // [rows] bfloat16 or null
                u16* __restrict__ y,          // [tokens][rows] bfloat16
                float4* __restrict__ partial, // [clusters][CLUSTER][QUADS], where tiles are cut
@@ -125,7 +119,7 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
     if (warp < CONSUMERS) {
         const Output out{bias, y, rows, tokens, power_of_two(exponent)};
         const Parts parts{partial, flags};
-        consume(w, out, parts, x, slots, barriers, rank, run, warp / 4);
+        consume(w, out, x, parts, slots, barriers, rank, run, warp / 4);
     } else {
         decode_strip(w, shared + AREAS_AT, slots, barriers, warp - CONSUMERS, rank, run.begin, run.end);
     }

@@ -15,9 +15,9 @@
 
 constexpr int NOTE_AT = RECORD_AT + RECORD_BYTES, AREA_BYTES = NOTE_AT + 16;  // a note: the record's place
 constexpr int SLOT_BYTES = TILE_BYTES + X_TILE_BYTES;
-constexpr int X_SHARE = X_TILE_BYTES / CLUSTER_ROWS;  // of a tile of activations, what one block asks for
+constexpr int SHARED_TOKENS = TOKENS / CLUSTER_ROWS;  // of a tile of activations, what one block asks for
 constexpr int COPIED = X_TILE_BYTES + (STRIPS - DECODERS) * STRIP_BYTES;  // of a slot
-constexpr int SHARERS = CLUSTER_ROWS + CLUSTER_TOKENS - 1;  // blocks that write to one another, with oneself
+constexpr int SHARERS = CLUSTER_TOKENS + CLUSTER_ROWS;  // of weights and of activations, with oneself
 static_assert(DECODERS * CLUSTER_TOKENS == STRIPS, "a decoder per strip");
 static_assert(SLOT_BYTES % STRIP_BYTES == 0, "patches go by addresses");
 
@@ -25,10 +25,6 @@ struct Rank {
     int row, token;
     __device__ __forceinline__ Rank(int rank) : row(rank % CLUSTER_ROWS), token(rank / CLUSTER_ROWS) {}
     static __device__ __forceinline__ int of(int row, int token) { return token * CLUSTER_ROWS + row; }
-    // The i-th of SHARERS.
-    __device__ __forceinline__ int sharer(int i) const {
-        return i < CLUSTER_ROWS ? of(i, token) : of(row, i - CLUSTER_ROWS + (i - CLUSTER_ROWS >= token));
-    }
     // The i-th of the others with these weights.
     __device__ __forceinline__ int other(int i) const { return of(row, i + (i >= token)); }
     // Those with these activations, a bit each.
@@ -36,11 +32,19 @@ struct Rank {
 };
 
 struct Barriers {
-    u32 full, empty, stages;  // stages: [DECODERS][STAGES]
+    u32 full, a_empty, x_empty, stages;  // stages: [DECODERS][STAGES]
 
-    __device__ __forceinline__ Barriers(u32 begin) : full(begin), empty(full + SLOTS * 8), stages(empty + SLOTS * 8) {}
+    __device__ __forceinline__ Barriers(u32 begin)
+        : full(begin), a_empty(full + SLOTS * 8), x_empty(a_empty + SLOTS * 8), stages(x_empty + SLOTS * 8) {}
+    // Lane `lane` of SHARERS tells one block that its weights, or its activations, have been read.
+    __device__ __forceinline__ u32 empty_of(Rank rank, int lane) const {
+        if (lane < CLUSTER_TOKENS) return address_of_rank(a_empty, Rank::of(rank.row, lane));
+        return lane < SHARERS ? address_of_rank(x_empty, Rank::of(lane - CLUSTER_TOKENS, rank.token)) : 0;
+    }
     __device__ __forceinline__ void init() const {
-        for (int i = 0; i < SLOTS; i++) mbarrier_init(full + i * 8, DECODERS + 1), mbarrier_init(empty + i * 8, CONSUMERS * SHARERS);
+        for (int i = 0; i < SLOTS; i++) mbarrier_init(full + i * 8, DECODERS + 1);
+        for (int i = 0; i < SLOTS; i++) mbarrier_init(a_empty + i * 8, CONSUMERS * CLUSTER_TOKENS);
+        for (int i = 0; i < SLOTS; i++) mbarrier_init(x_empty + i * 8, CONSUMERS * CLUSTER_ROWS);
         for (int i = 0; i < DECODERS * STAGES; i++) mbarrier_init(stages + i * 8, 1);
         mbarrier_init_done();
     }

@@ -61,8 +61,8 @@ decode(const u8* __restrict__ weights, const int* __restrict__ places, const u8*
 #pragma unroll 4
             for (int r = threadIdx.x / PIECES; r < height; r += THREADS / PIECES) {
                 const uint4 v = *(const uint4*)(decoded + r * PITCH + piece * 16);
-                *(uint4*)(out + (long long)r * cols + piece * 8) =
-                    make_uint4(finished(v.x, unit), finished(v.y, unit), finished(v.z, unit), finished(v.w, unit));
+                store_stream_16(out + (long long)r * cols + piece * 8, make_uint4(finished(v.x, unit), finished(v.y, unit),
+                                                                                  finished(v.z, unit), finished(v.w, unit)));
             }
     } else {
         for (int r = 0; r < height; r++)

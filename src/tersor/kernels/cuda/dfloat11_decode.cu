@@ -229,7 +229,7 @@ dfloat11_decode(const u8* __restrict__ luts_from, const u8* __restrict__ encoded
                 const u32 at = first + 8 * (thread + k * LANES);
                 if (at >= last) break;
                 const uint2 symbols = load_shared_8(base + at);
-                *(uint4*)(out + at) = join_eight_bf16(symbols.x, symbols.y, raw[k]);
+                store_stream_16(out + at, join_eight_bf16(symbols.x, symbols.y, raw[k]));
             }
             if (thread < 16) {  // what shares its sixteen bytes with another block
                 const u32 at = thread < 8 ? begin + thread : last + thread - 8;

@@ -114,7 +114,7 @@ __device__ __forceinline__ void decode_tiles(const Matrix& m, int first, int str
             const u32* pair = symbols + lane / 16 * ROW_WORDS + lane % 16 * 2;
 #pragma unroll
             for (int r = 0; r < TILE_ROWS; r++, pair += STREAMS_PER_ROW * ROW_WORDS)
-                *(uint4*)(to + (long long)r * m.cols + lane * 8) = join_eight(pair[0], pair[1], raw.rows[r]);
+                store_stream_16(to + (long long)r * m.cols + lane * 8, join_eight(pair[0], pair[1], raw.rows[r]));
         } else {
             for (int r = 0; r < tile.height; r++) {
                 const u8* row_symbols = (const u8*)(symbols + r * tile.streams_per_row * ROW_WORDS);

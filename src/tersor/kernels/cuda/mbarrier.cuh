@@ -52,11 +52,24 @@ __device__ __forceinline__ void bulk_copy_at(u32 to, u32 from, int bytes, u32 ba
                  "r"(from), "r"(bytes), "r"(barrier)
                  : "memory");
 }
-// From global memory to the same place, and barrier, of every block of the cluster whose bit is set in `ranks`.
-__device__ __forceinline__ void bulk_copy_to_all(u32 to, const void* from, int bytes, u32 barrier, u16 ranks) {
+
+// A matrix in global memory, as the driver describes it (kernels/launcher.py): where, how large, what part is copied at a
+// time, how that part is swizzled. A kernel's parameter.
+struct alignas(64) TensorMap {
+    u64 opaque[16];
+};
+// The part that begins at (row, col) to shared memory, zeros where it is outside; all of its bytes are counted.
+__device__ __forceinline__ void tensor_copy(u32 to, const TensorMap& from, int row, int col, u32 barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+                 "l"(&from), "r"(col), "r"(row), "r"(barrier)
+                 : "memory");
+}
+// The same to the same place, and barrier, of every block of the cluster whose bit is set in `ranks`.
+__device__ __forceinline__ void tensor_copy_to_all(u32 to, const TensorMap& from, int row, int col, u32 barrier, u16 ranks) {
     asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(to),
-        "l"(from), "r"(bytes), "r"(barrier), "h"(ranks)
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], "
+        "[%4], %5;" ::"r"(to),
+        "l"(&from), "r"(col), "r"(row), "r"(barrier), "h"(ranks)
         : "memory");
 }
 // What this thread stored to shared memory, for bulk copies and wgmma to see.

@@ -30,6 +30,9 @@ __device__ __forceinline__ uint2 load_stream_8(const uint2* p) {
     return v;
 }
 
+// 16 bytes of a decoded matrix: of more than the L2 cache holds, so they go to memory first and packed weights stay.
+__device__ __forceinline__ void store_stream_16(void* p, uint4 v) { __stcs((uint4*)p, v); }
+
 // Where `here`, 16 bytes from L2, which the kernel before this one may have written while this one ran.
 __device__ __forceinline__ void load_16_if(bool here, uint4& v, const void* p) {
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %5, 0;\n@p ld.global.cg.v4.u32 {%0,%1,%2,%3}, [%4];\n}"

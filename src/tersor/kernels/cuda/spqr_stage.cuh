@@ -13,8 +13,6 @@ constexpr float OPERAND = 1.f / (1 << WEIGHT_SHIFT);
 
 // First of the 16 columns of a stage that lanes (g, t) own in half h.
 __device__ __forceinline__ constexpr int lane_column(int h, int t) { return 32 * t + 16 * h; }
-// The inverse: 4 h + t of the lanes that own column c, from the column's sixteenth of the stage.
-__device__ __forceinline__ constexpr int lane_slot(int sixteenth) { return sixteenth % 2 * 4 + sixteenth / 2; }
 
 // The base at `place` in shared memory plus an outlier, where `here`.
 __device__ __forceinline__ u16 patched(u32 entry, u16 base) {

@@ -1,7 +1,8 @@
-// The warp of tile_linear that asks for compressed weights, by bulk copies.
+// The two warps of tile_linear that ask for compressed weights and for activations, by bulk copies.
 //
 // Bulk copies cost their thread a few instructions whatever their size, and the fence by which stores are shown to the
-// tensor cores does not wait for them, as it does for cp.async of the same thread.
+// tensor cores does not wait for them, as it does for cp.async of the same thread. Those of activations are told of the
+// whole matrix: they leave the operand's swizzle, and zeros where it ends.
 #pragma once
 #include "tile_rings.cuh"
 
@@ -31,6 +32,29 @@ __device__ __forceinline__ void feed_weights(const Weights& w, u8* areas, const 
             mbarrier_arrive_expect(full, bytes + (first ? record_bytes : 0));
             bulk_copy(to, stages, bytes, full);
             if (first) bulk_copy(to + RECORD_AT, record, record_bytes, full);
+        }
+    }
+}
+
+// One lane has time for all activations.
+__device__ __forceinline__ void feed_activations(const Weights& w, const TensorMap& x, u32 operands, const Barriers& b, int begin,
+                                                 int end) {
+    if (threadIdx.x % WARP) return;
+    Cursor at(w, begin, end, 0);
+    Turn<X_SLOTS> turn;
+    previous_done();
+    let_next_begin();
+    for (; at.left > 0; at.advance(w)) {
+        const int steps = ceil_div(at.halves(w), 2) * STAGE_STEPS;
+        int col = at.segment * SEGMENT_COLS;
+#pragma unroll 1
+        for (int step = 0; step < steps; step++, turn.advance()) {
+            const u32 full = b.x_full + turn.number * 8;
+            mbarrier_wait(b.x_empty + turn.number * 8, turn.parity ^ 1);
+            mbarrier_arrive_expect(full, X_BYTES);
+#pragma unroll
+            for (int h = 0; h < STEP_HALVES; h++, col += HALF_COLS)
+                tensor_copy(operands + turn.number * X_BYTES + h * X_TILE_BYTES, x, at.token_tile * TOKENS, col, full);
         }
     }
 }

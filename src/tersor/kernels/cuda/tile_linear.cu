@@ -4,20 +4,15 @@
 //
 //   CONSUMERS   one or two warpgroups: wgmma on 128 rows x TOKENS tokens, sums in registers
 //   DECODERS    8 or 16 warps: a strip of 16 rows each (tile_decode.cuh), or two warps in turns
-//   FEEDERS     a warp that asks for compressed weights (tile_feed.cuh), X_FEEDERS for activations: either one, where
-//               they are in the form of operands already (tile_feed_arranged.cuh), or some that take them as they are
-//               (tile_feed_direct.cuh); idle ones where registers are given out to warpgroups
+//   FEEDERS     a warp that asks for compressed weights, and one for activations (tile_feed.cuh); idle ones where
+//               registers are given out to warpgroups
 //
 // They meet in three rings (tile_rings.cuh). Decoding costs the same whatever TOKENS is, and happens once for all.
 #include "tile_decode.cuh"
+#include "tile_feed.cuh"
 #include "tile_sums.cuh"
-#if ARRANGED
-#include "tile_feed_arranged.cuh"
-#else
-#include "tile_feed_direct.cuh"
-#endif
 
-constexpr int FEEDERS = CONSUMER_REGISTERS ? ceil_div(1 + X_FEEDERS, 4) * 4 : 1 + X_FEEDERS;
+constexpr int FEEDERS = CONSUMER_REGISTERS ? 4 : 2;
 constexpr int THREADS = (CONSUMERS + DECODERS + FEEDERS) * WARP;
 // Steps under way while a consumer waits for the next. With few tokens a step is done before there is a next.
 constexpr int BEHIND = TOKENS <= 64 ? 0 : 1;
@@ -64,12 +59,12 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 tile_linear(const u8* __restrict__ weights, const int* __restrict__ places, const u8* __restrict__ records,
-            const u16* __restrict__ x,    // as `Activations` says
+            const __grid_constant__ TensorMap x,  // [tokens][cols] bfloat16, TOKENS x HALF_COLS at a time
             const u16* __restrict__ bias, // [rows] bfloat16 or null
             u16* __restrict__ y,          // [tokens][rows] bfloat16
             float4* __restrict__ partial, // [blocks][QUADS], where tiles are cut
             u32* __restrict__ flags,      // [blocks][CONSUMERS], zero
-            int rows, int tokens, int cols, int pitch, int halves, int chunk,
+            int rows, int tokens, int halves, int chunk,
             int exponent) {               // sums are multiplied by 2^exponent
     extern __shared__ __align__(1024) u8 unaligned[];
     u8* shared = unaligned + (-shared_address(unaligned) & (STRIP_BYTES - 1));  // swizzle and patches go by addresses
@@ -103,11 +98,10 @@ tile_linear(const u8* __restrict__ weights, const int* __restrict__ places, cons
 #if CONSUMER_REGISTERS
         asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEEDER_REGISTERS));
 #endif
-        const int feeder = warp - CONSUMERS - DECODERS - 1;
-        const Activations activations{x, tokens, cols, pitch};
-        if (feeder < 0)
+        const int feeder = warp - CONSUMERS - DECODERS;
+        if (feeder == 0)
             feed_weights(w, shared + AREAS_AT, barriers, run.begin, run.end);
-        else if (feeder < X_FEEDERS)
-            feed_activations(w, activations, operands_x, barriers, run.begin, run.end, feeder);
+        else if (feeder == 1)
+            feed_activations(w, x, operands_x, barriers, run.begin, run.end);
     }
 }

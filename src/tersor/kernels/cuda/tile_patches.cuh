@@ -19,9 +19,7 @@ struct Patches {
     // The half of an entry and its offset there.
     static __device__ __forceinline__ u32 placed(u32 entry) {
         const u32 column = exception_column(entry), row = exception_row(entry);
-        // The columns of a stage in the order of the operand: the sixteens of its lanes, one half after the other.
-        const u32 k = column / STAGE_COLS * STAGE_COLS | lane_slot(column / 16 % 8) * 16 | column % 16;
-        return (k / HALF_COLS << 11 | row << 7 | k % HALF_COLS * 2) ^ row % 8 << 4;
+        return (column / HALF_COLS << 11 | row << 7 | column % HALF_COLS * 2) ^ row % 8 << 4;
     }
     // `record` in shared memory holds the first KEPT * WARP entries of the one in `memory`.
     __device__ __forceinline__ void load(const u8* record, const u8* memory, int lane) {
@@ -62,19 +60,36 @@ struct Patches {
     }
 };
 
+// Whether a half's sixteens, which the layout gives to lanes, belong to both operand tiles of a stage: to the first those
+// of lanes with t < 2. Otherwise a half is a tile.
+constexpr bool SPREAD = lane_column(0, 3) >= HALF_COLS;
+
 // Where a lane's pieces of a half go in the operand rows of a strip: two of row g, two of row g + 8.
 struct Pieces {
-    u32 first, second;
+    u32 first, second;  // of half 0
+    int tile;           // to which they go, where they are SPREAD
     __device__ __forceinline__ Pieces(int lane) {
         const int g = lane / 4, t = lane % 4;
-        first = g * 128 + ((2 * t ^ g) << 4), second = first ^ 16;
+        first = g * 128 + ((lane_column(0, t) % HALF_COLS / 8 ^ g) << 4), second = first ^ 16;
+        tile = lane_column(0, t) / HALF_COLS;
         asm volatile("" : "+r"(first), "+r"(second));  // kept, not reckoned again and again
     }
-    __device__ __forceinline__ void store(u32 rows, const u32 (&a)[4][4]) const {
-        store_shared_16(rows + first, a[0][0], a[0][2], a[1][0], a[1][2]);
-        store_shared_16(rows + second, a[2][0], a[2][2], a[3][0], a[3][2]);
-        store_shared_16(rows + first + 1024, a[0][1], a[0][3], a[1][1], a[1][3]);
-        store_shared_16(rows + second + 1024, a[2][1], a[2][3], a[3][1], a[3][3]);
+    // Of half `h`; `rows`: in the tile to which they go.
+    __device__ __forceinline__ void store(u32 rows, const u32 (&a)[4][4], int h) const {
+        const u32 on = lane_column(h, 0) % HALF_COLS / 8 << 4;
+        store_shared_16(rows + (first ^ on), a[0][0], a[0][2], a[1][0], a[1][2]);
+        store_shared_16(rows + (second ^ on), a[2][0], a[2][2], a[3][0], a[3][2]);
+        store_shared_16(rows + (first ^ on) + 1024, a[0][1], a[0][3], a[1][1], a[1][3]);
+        store_shared_16(rows + (second ^ on) + 1024, a[2][1], a[2][3], a[3][1], a[3][3]);
+    }
+    // All that goes to tile `n` of a stage, of which `a` is both halves.
+    __device__ __forceinline__ void store_tile(u32 rows, const u32 (&a)[2][4][4], int n) const {
+        if (!SPREAD) {
+            store(rows, a[n], n);
+        } else if (tile == n) {
+            store(rows, a[0], 0);
+            store(rows, a[1], 1);
+        }
     }
 };
 

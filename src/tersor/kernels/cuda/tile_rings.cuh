@@ -13,8 +13,6 @@
 constexpr int PARTS = DECODERS / STRIPS;        // warps that take turns at the stages of a strip
 constexpr int STAGE_STEPS = 2 / STEP_HALVES;    // of a stage
 constexpr int A_BYTES = STEP_HALVES * TILE_BYTES, X_BYTES = STEP_HALVES * X_TILE_BYTES;
-// Warps that bring activations: one for what tile_arrange left, else one for so many tokens.
-constexpr int FEEDER_TOKENS = 16, X_FEEDERS = ARRANGED ? 1 : TOKENS / FEEDER_TOKENS;
 static_assert(PARTS * STRIPS == DECODERS, "decoders");
 static_assert(PARTS * STAGE_STEPS <= A_SLOTS, "nobody takes two turns in one round of the ring");
 // Copies may end in any order, and a barrier tells only whether a phase is even or odd: who waits for a slot to be filled
@@ -35,7 +33,7 @@ struct Barriers {
     __device__ __forceinline__ void init() const {
         for (int i = 0; i < STAGES; i++) mbarrier_init(stage_full + i * 8, STRIPS), mbarrier_init(stage_empty + i * 8, STRIPS);
         for (int i = 0; i < A_SLOTS; i++) mbarrier_init(a_full + i * 8, STRIPS), mbarrier_init(a_empty + i * 8, CONSUMERS);
-        for (int i = 0; i < X_SLOTS; i++) mbarrier_init(x_full + i * 8, X_FEEDERS), mbarrier_init(x_empty + i * 8, CONSUMERS);
+        for (int i = 0; i < X_SLOTS; i++) mbarrier_init(x_full + i * 8, 1), mbarrier_init(x_empty + i * 8, CONSUMERS);
         mbarrier_init_done();
     }
 };

@@ -18,11 +18,6 @@ struct Turn {
     }
 };
 
-struct Activations {
-    const u16* of;  // [tokens] rows of `pitch` elements at multiples of 16 bytes, or tile_arrange's
-    int tokens, cols, pitch;  // cols: a multiple of 8
-};
-
 struct Weights {
     const u8* stages;
     const int* places;

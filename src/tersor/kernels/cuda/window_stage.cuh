@@ -10,8 +10,6 @@ constexpr int STAGE_COLS = 128, STAGE_BYTES = 2 * BLOCK_BYTES;
 
 // First of the 16 columns of a stage that lanes (g, t) own in half h.
 __device__ __forceinline__ constexpr int lane_column(int h, int t) { return 64 * h + 16 * t; }
-// The inverse: 4 h + t of the lanes that own column c, from the column's sixteenth of the stage.
-__device__ __forceinline__ constexpr int lane_slot(int sixteenth) { return sixteenth; }
 
 // Put an exception's value into its place in shared memory, where `here`.
 __device__ __forceinline__ void patch(u32 place, u32 entry, bool here) { store_shared_if(here, place, entry >> 16); }

@@ -1,9 +1,8 @@
 """The product for many tokens, launched: x W^T + bias for any layout that can be decoded by stages.
 
-One or two kernels, the second chained to the first by programmatic dependent launch: for large tiles the activations
-are laid out as operands; the tiles are multiplied, and those that were cut between (clusters of) blocks put together.
-Nothing waits for the GPU (but for a moment when flags are first allocated, flags.py), nothing is allocated but torch's
-tensors.
+One kernel, chained to the one before by programmatic dependent launch: tiles that are cut between (clusters of) blocks
+are put together by one of them. Nothing waits for the GPU (but for a moment when flags are first allocated, flags.py),
+nothing is allocated but torch's tensors.
 """
 
 from __future__ import annotations
@@ -17,12 +16,11 @@ from tersor.format.errors import KernelError
 from tersor.kernels.compiler import Program
 from tersor.kernels.fused.device import Matrix
 from tersor.kernels.fused.layout import EXCEPTION_BYTES, Geometry
-from tersor.kernels.launcher import Kernel, Launch, architecture, multiprocessors
+from tersor.kernels.launcher import Kernel, Launch, architecture, multiprocessors, tensor_map
 from tersor.kernels.tile.flags import flags
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
-from tersor.kernels.tile.variant import LONE, Build, ClusterVariant, pays, variant_for
+from tersor.kernels.tile.variant import LONE, Build, pays, variant_for
 
-_THREADS = 256
 _HALF_COLS = 64
 _PIECE = 8  # elements of the 16 bytes that are read at a time
 
@@ -45,7 +43,6 @@ class Plan:
     split: Split
     product: Kernel
     launch: Launch
-    arrange: Kernel | None  # where activations are laid out beforehand
     weight_shift: int  # the layout's operands are weights times 2^-weight_shift
 
 
@@ -70,7 +67,6 @@ def planned(geometry: Geometry, tokens: int, kept: int, wanted: Build | None, de
         split,
         product,
         Launch((split.clusters * blocks, 1), variant.threads, shared, overlap=True),
-        _kernel(variant.arrange_program(geometry)) if variant.arranged else None,
         dict(geometry.macros).get("WEIGHT_SHIFT", 0),
     )
 
@@ -99,27 +95,18 @@ def tile_linear(
     kept = kept_for(geometry, matrix.places, matrix.records)
     plan = planned(geometry, tokens, kept, variant, device)
     split, exponent = plan.split, matrix.unit + plan.weight_shift
-    operands = in_pieces(x) if plan.arrange is None else _arrange(x, geometry, plan, plan.arrange)
+    pieces = in_pieces(x)
     y = x.new_empty((tokens, geometry.rows))
     partial = raised = None
     if split.cuts:
         blocks = plan.launch.blocks[0]
         partial = x.new_empty(blocks * TILE_ROWS * plan.variant.tokens, dtype=torch.float32)
         raised = flags(blocks * plan.variant.consumers, device)
-    own = (
-        matrix.stages,
-        matrix.places,
-        matrix.records,
-        operands,
-        bias,
-        y,
-        partial,
-        raised,
-        geometry.rows,
-        tokens,
-    )
-    of_x = () if isinstance(plan.variant, ClusterVariant) else (operands.shape[1], operands.stride(0))
-    plan.product(plan.launch, device, *own, *of_x, geometry.halves, split.chunk, exponent)
+    plan.product(
+        plan.launch, device, matrix.stages, matrix.places, matrix.records,
+        tensor_map(pieces, plan.variant.tokens // plan.variant.cluster[0], _HALF_COLS),
+        bias, y, partial, raised, geometry.rows, tokens, geometry.halves, split.chunk, exponent,
+    )  # fmt: skip
     return y
 
 
@@ -139,24 +126,13 @@ def _record_head(geometry: Geometry) -> int:
 
 
 def in_pieces(x: torch.Tensor) -> torch.Tensor:
-    """x in rows of whole pieces of 16 bytes, each at a multiple of 16: itself nearly always, else a copy."""
+    """x in rows of whole pieces of 16 bytes, each at a multiple of 16, as bulk copies want it.
+
+    Itself nearly always, else a copy.
+    """
     if over := x.shape[1] % _PIECE:
         return torch.nn.functional.pad(x, (0, _PIECE - over))
-    if x.stride(1) != 1 or x.stride(0) % _PIECE or x.data_ptr() % 16:
+    apart = x.shape[0] == 1 or (x.stride(0) >= x.shape[1] and x.stride(0) % _PIECE == 0)
+    if x.stride(1) != 1 or not apart or x.data_ptr() % 16:
         return x.clone(memory_format=torch.contiguous_format)
     return x
-
-
-def _arrange(x: torch.Tensor, geometry: Geometry, plan: Plan, kernel: Kernel) -> torch.Tensor:
-    """The activations as operand tiles [token tiles * halves, an even number][tile's tokens * 64], swizzled."""
-    if x.stride(1) != 1:
-        x = x.contiguous()
-    halves = geometry.halves + geometry.halves % 2
-    tiles = plan.split.token_tiles * plan.variant.cluster[1]
-    out = x.new_empty((tiles * halves, plan.variant.tokens * _HALF_COLS))
-    pieces = out.numel() // 8
-    kernel(
-        Launch((-(-pieces // _THREADS), 1), _THREADS, overlap=True), x.device,
-        x, out, x.shape[0], geometry.cols, x.stride(0), halves, pieces,
-    )  # fmt: skip
-    return out

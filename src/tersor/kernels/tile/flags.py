@@ -18,8 +18,8 @@ Memory cannot be zeroed once for all within a capture, so a few slots are always
 launches outside of one. Should a capture find none left, flags are allocated within it, and the graph clears them at
 every replay: right, but an operation more. Slots of graphs that are gone are not given again: 8 KB each.
 
-Rejected: flags with the number of the launch (a graph's launches all have the same), clearing in the kernel before
-(not every product has one), a counter per tile that the last block resets (sums would come in any order).
+Rejected: flags with the number of the launch (a graph's launches all have the same), clearing by an operation before
+(a launch more), a counter per tile that the last block resets (sums would come in any order).
 """
 
 from __future__ import annotations

@@ -16,8 +16,7 @@ _STRIP_ALIGN = STRIP_ROWS * _HALF_BYTES  # bytes; where operand tiles begin
 _NOTE_BYTES = 16
 _REGISTERS = 1 << 16  # of a multiprocessor
 _NEEDED = {128: 90, 256: 154}  # registers of a thread at launch, for an instruction of so many tokens
-_ARRANGED_FROM = 128
-_FEEDER_TOKENS = 16  # of a warp that brings activations as they are
+_FEEDERS = 2  # warps: one for weights, one for activations
 
 
 class Build(ABC):
@@ -28,11 +27,6 @@ class Build(ABC):
     blocks_per_sm: int
     kept: int  # exceptions of a segment that a lane holds in registers; more are slow
     cluster: tuple[int, int]  # tiles of rows, of tokens, whose blocks work together
-
-    @property
-    @abstractmethod
-    def arranged(self) -> bool:
-        """Whether a kernel beforehand lays out the activations."""
 
     @property
     @abstractmethod
@@ -73,17 +67,6 @@ class Build(ABC):
         fitting = (tokens for tokens, needed in _NEEDED.items() if self.threads * needed <= _REGISTERS)
         return min(self.tokens, max(fitting, default=64))
 
-    def arrange_program(self, geometry: Geometry) -> Program:
-        """What lays out the activations, where they are `arranged`."""
-        return Program(
-            "tile_arrange.cu", "tile_arrange", (*geometry.macros, ("TOKENS", self.tokens)), hopper_only=True
-        )
-
-    def programs(self, geometry: Geometry) -> tuple[Program, ...]:
-        """All that are launched, in this order."""
-        before = (self.arrange_program(geometry),) if self.arranged else ()
-        return (*before, self.program(geometry))
-
 
 def _record_bytes(geometry: Geometry, kept: int) -> int:
     """What an area in shared memory has for a record and a note."""
@@ -113,16 +96,9 @@ class Variant(Build):
     cluster: tuple[int, int] = field(default=(1, 1), init=False, repr=False)  # every block for itself
 
     @property
-    def arranged(self) -> bool:
-        """Whether a kernel beforehand lays out the activations; for small tiles its launch costs too much."""
-        return self.tokens >= _ARRANGED_FROM
-
-    @property
     def threads(self) -> int:
         """Threads of a block; a warpgroup has registers of one kind."""
-        feeders = 1 + (1 if self.arranged else self.tokens // _FEEDER_TOKENS)
-        if any(self.registers):
-            feeders += -feeders % 4
+        feeders = 4 if any(self.registers) else _FEEDERS
         return 32 * (4 * self.groups + self.decoders + feeders)
 
     def shared(self, geometry: Geometry) -> int:
@@ -146,7 +122,6 @@ class Variant(Build):
             ("STEP_HALVES", self.step_halves),
             ("A_SLOTS", self.a_slots),
             ("X_SLOTS", self.x_slots),
-            ("ARRANGED", int(self.arranged)),
             ("KEPT", self.kept),
             ("BLOCKS_PER_SM", self.blocks_per_sm),
             ("CONSUMER_REGISTERS", consumer),
@@ -180,11 +155,6 @@ class ClusterVariant(Build):
         return _STRIPS // self.cluster[1]
 
     @property
-    def arranged(self) -> bool:
-        """Always."""
-        return True
-
-    @property
     def threads(self) -> int:
         """Threads of a block."""
         return 32 * (4 * self.groups + self.decoders)
@@ -194,7 +164,7 @@ class ClusterVariant(Build):
         slot = (TILE_ROWS + self.tokens) * _HALF_BYTES
         area = geometry.stage_bytes + _record_bytes(geometry, self.kept)
         areas = self.decoders * self.stages
-        return _STRIP_ALIGN + self.slots * slot + areas * area + 8 * (2 * self.slots + areas)
+        return _STRIP_ALIGN + self.slots * slot + areas * area + 8 * (3 * self.slots + areas)
 
     def keeping(self, kept: int) -> ClusterVariant:
         """The same, but for `kept`."""
@@ -215,10 +185,10 @@ class ClusterVariant(Build):
 
 # The first of each size is used, for large matrices LARGE; the others are for bench/sweep_tile.py.
 VARIANTS: dict[int, tuple[Build, ...]] = {
-    32: (Variant(32, 1, 16, 4, 2, 4), Variant(32, 1, 8, 2, 1, 2, 2), Variant(32, 1, 8, 4, 2, 4)),
+    32: (Variant(32, 1, 8, 4, 2, 4), Variant(32, 1, 8, 2, 1, 2, 2), Variant(32, 1, 16, 4, 2, 4)),
     64: (Variant(64, 2, 16, 4, 2, 3), Variant(64, 2, 8, 3, 2, 4)),
     128: (Variant(128, 2, 8, 3, 4, 4, step_halves=1), Variant(128, 2, 8, 2, 2, 3)),
-    256: (Variant(256, 2, 8, 2, 4, 3, step_halves=1, registers=(160, 64, 32)),),
+    256: (Variant(256, 2, 8, 2, 4, 3, step_halves=1, registers=(160, 72, 32)),),
     512: (ClusterVariant(256, (1, 2), 4, 2), ClusterVariant(256, (2, 2), 4, 2)),
 }
 # Two blocks per multiprocessor wait less, but the units of a smaller matrix do not come out even on so many.
