@@ -26,7 +26,7 @@ from tersor.kernels.launcher import architecture, multiprocessors, shared_limit
 from tersor.kernels.spqr import device as spqr
 from tersor.kernels.spqr import linear as spqr_linear
 from tersor.kernels.tile.device import kept_for, tile_linear
-from tersor.kernels.tile.variant import VARIANTS, Build, variant_for
+from tersor.kernels.tile.variant import VARIANTS, Build, fitting, variant_for
 from tersor.kernels.window import device as window
 from tersor.kernels.window import linear as window_linear
 
@@ -34,10 +34,10 @@ TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 FEW: dict[str, tuple[Any, Any]] = {"fast": (window, window_linear), "spqr": (spqr, spqr_linear)}
 
 
-def builds(tokens: int) -> list[Build]:
+def builds(tokens: int, matrix: Matrix[Any]) -> list[Build]:
     """Worth trying: those of the smallest tile that holds the tokens, for many tokens of the two largest."""
     sizes = [n for n in VARIANTS if tokens <= n][:1] or list(VARIANTS)[-2:]
-    return [build for n in sizes for build in VARIANTS[n]]
+    return [build for n in sizes for build in fitting(n, matrix.geometry)]
 
 
 def sample(layout: str, rows: int, cols: int, device: torch.device) -> tuple[torch.Tensor, Matrix[Any]]:
@@ -52,7 +52,7 @@ def sample(layout: str, rows: int, cols: int, device: torch.device) -> tuple[tor
 def compile_all(tokens: list[int], matrix: Matrix[Any], device: torch.device) -> None:
     """Every build, by all processors at once."""
     kept = kept_for(matrix.geometry, matrix.places, matrix.records)
-    chosen = {build.keeping(min(build.kept, kept)) for m in tokens for build in builds(m)}
+    chosen = {build.keeping(min(build.kept, kept)) for m in tokens for build in builds(m, matrix)}
     programs = {b.program(matrix.geometry) for b in chosen}
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda program: machine_code(program, architecture(device)), programs))
@@ -115,10 +115,8 @@ def main() -> None:
             for tokens in sizes:
                 x = torch.randn(tokens, cols, device=device, dtype=torch.bfloat16)
                 good: list[Build] = []
-                for build in builds(tokens):
-                    if build.shared(matrix.geometry) > shared_limit(device):
-                        print(f"  does not fit: {build}")
-                    elif complaint := wrong(tile_linear(x, matrix, None, build), x, weight):
+                for build in builds(tokens, matrix):
+                    if complaint := wrong(tile_linear(x, matrix, None, build), x, weight):
                         print(f"  {layout} {rows} x {cols}, m = {tokens}, {build}: {complaint}", flush=True)
                     else:
                         good.append(build)

@@ -12,7 +12,7 @@ from tersor.kernels.spqr.layout import Geometry as Spqr
 from tersor.kernels.tile import device
 from tersor.kernels.tile.device import in_pieces, kept_for
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
-from tersor.kernels.tile.variant import ALWAYS, LONE, VARIANTS, Build, Variant, pays, variant_for
+from tersor.kernels.tile.variant import ALWAYS, VARIANTS, Build, Variant, alone, fitting, pays, variant_for
 from tersor.kernels.window.layout import Geometry as Window
 
 BUILDS = [build for builds in VARIANTS.values() for build in builds]
@@ -105,13 +105,20 @@ def test_cutting_saves_more_than_it_costs(rows: int, segments: int, tokens: int)
     assert split.time(tokens) >= split.units / 132  # nor is it done sooner than all the work can be
 
 
-@pytest.mark.parametrize("build", BUILDS, ids=str)
-def test_builds_fit(build: Build) -> None:
-    for geometry in GEOMETRIES:
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=["fast", "spqr-4", "spqr-3"])
+@pytest.mark.parametrize("size", list(VARIANTS))
+def test_builds_fit(size: int, geometry: Window | Spqr) -> None:
+    assert fitting(size, geometry)
+    for build in fitting(size, geometry):
         shared = build.shared(geometry)
         assert shared <= _BLOCK_SHARED
         assert build.blocks_per_sm * (shared + 1024) <= _SM_SHARED
-    assert build.threads * build.blocks_per_sm <= 2048
+        assert build.threads * build.blocks_per_sm <= 2048
+        assert build.tokens * build.cluster[1] >= size
+
+
+def test_every_build_is_for_some_layout() -> None:
+    assert {b for size in VARIANTS for geometry in GEOMETRIES for b in fitting(size, geometry)} == set(BUILDS)
 
 
 def test_where_clusters_find_no_room_blocks_multiply_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +128,7 @@ def test_where_clusters_find_no_room_blocks_multiply_for_themselves(monkeypatch:
     try:
         gpu, matrix = torch.device("cuda", 0), Window(4099, 4096)
         plan = device.planned(matrix, 400, 4, None, gpu)
-        assert plan.variant == LONE
+        assert plan.variant == alone(matrix)
         assert plan.launch.blocks[0] == plan.split.clusters
         with pytest.raises(KernelError, match="no room"):
             device.planned(matrix, 400, 4, VARIANTS[ALWAYS][0], gpu)
@@ -174,7 +181,13 @@ def test_the_tensor_cores_are_kept_busy(build: Build, geometry: Window | Spqr) -
         nvrtc.nvrtcVersion()
     except RuntimeError:
         pytest.skip("NVRTC is not installed")
+    if not build.fits(geometry):
+        pytest.skip("not for this layout")
     compiled = compile_program(build.program(geometry), "sm_90")
+    if isinstance(build, Variant):  # or a warpgroup waits for ever for registers that nobody gives back
+        consumer, decoder, feeder = build.registers
+        shared_out = 128 * (build.groups * consumer + build.decoders // 4 * decoder + feeder)
+        assert shared_out <= compiled.resources.registers * build.threads
     assert compiled.resources.spills == 0
     assert "serialized" not in compiled.log
 

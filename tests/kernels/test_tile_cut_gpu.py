@@ -12,7 +12,7 @@ from tersor.kernels.tile import device as tile
 from tersor.kernels.tile import flags
 from tersor.kernels.tile.split import Split
 from tersor.kernels.tile.split import choose as chosen
-from tersor.kernels.tile.variant import VARIANTS, Build
+from tersor.kernels.tile.variant import VARIANTS, Build, fitting
 from tersor.kernels.window import device as window
 from tersor.kernels.window.layout import Geometry
 
@@ -23,7 +23,7 @@ pytestmark = [
     ),
 ]
 
-BUILDS = [build for builds in VARIANTS.values() for build in builds]
+BUILDS = [build for size in VARIANTS for build in fitting(size, Geometry(16, 64))]
 ROWS, COLS = 1040, 8192  # nine tiles of sixteen segments
 PARTS = (2, 4, 16)
 

@@ -21,7 +21,7 @@ from tersor.kernels.huffman.device import Decoding
 from tersor.kernels.huffman.device import program as huffman_program
 from tersor.kernels.spqr import layout as spqr
 from tersor.kernels.spqr import linear as spqr_linear
-from tersor.kernels.tile.variant import VARIANTS
+from tersor.kernels.tile.variant import VARIANTS, fitting
 from tersor.kernels.window import rows as window_rows
 from tersor.kernels.window.layout import MACROS, Geometry
 from tersor.kernels.window.linear import MAX_TOKENS, variant_for
@@ -73,7 +73,7 @@ def spqr_programs(geometry: spqr.Geometry, architecture: str, shared: int) -> It
 
 def tile_programs(geometry: Layout) -> Iterator[Program]:
     """The product for many tokens, in every build that a benchmark tries."""
-    builds = [build for some in VARIANTS.values() for build in some]
+    builds = [build for size in VARIANTS for build in fitting(size, geometry)]
     yield from dict.fromkeys(build.program(geometry) for build in builds)
 
 

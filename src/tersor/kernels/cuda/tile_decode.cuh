@@ -10,7 +10,7 @@
 __device__ __forceinline__ void decode_tiles(const Weights& w, const u8* areas, u32 operands, const Barriers& barriers,
                                              int decoder, int stages) {
     const int lane = threadIdx.x % WARP, strip = decoder % STRIPS, part = decoder / STRIPS;
-    constexpr bool BOTH = SPREAD && STEP_HALVES == 1;  // must be decoded before anything is stored
+    static_assert(!SPREAD || STEP_HALVES == 2, "what a half gives goes to both tiles of a step");
     const Pieces pieces(lane);
     areas += strip * AREA_BYTES;
     operands += strip * STRIP_BYTES;
@@ -31,26 +31,22 @@ __device__ __forceinline__ void decode_tiles(const Weights& w, const u8* areas, 
             patches.load(area + RECORD_AT, w.records + (long long)note.y * ALIGN, lane);
         }
         stage.open(area, lane);
-        u32 a[2][4][4];
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             constexpr int LAST = STEP_HALVES - 1;
             const u32 filled = barriers.a_full + out.number * 8;
             const u32 rows = operands + out.number * A_BYTES + h % STEP_HALVES * TILE_BYTES;
-            if (h == 0 || (!BOTH && note.x & WHOLE))
-                stage.half_bf16(a[h], h);
-            else if (!BOTH)
-                zero(a[h]);
-            if (BOTH && h == 0) stage.half_bf16(a[1], 1);
-            if (BOTH ? h == 0 : h == 1) {  // all of the area is in registers
+            u32 a[4][4];
+            if (h == 0 || note.x & WHOLE)
+                stage.half_bf16(a, h);
+            else
+                zero(a);
+            if (h == 1) {  // all of the area is in registers
                 __syncwarp();
                 if (lane == 0) mbarrier_arrive(free);
             }
             if (h % STEP_HALVES == 0) mbarrier_wait(filled + A_SLOTS * 8, out.parity ^ 1);
-            if (BOTH)
-                pieces.store_tile(rows, a, h);
-            else
-                pieces.store(SPREAD ? rows + (pieces.tile - h) * TILE_BYTES : rows, a[h], h);
+            pieces.store(SPREAD ? rows + (pieces.tile - h) * TILE_BYTES : rows, a, h);
             if (h % STEP_HALVES < LAST) continue;
             __syncwarp();  // the fillers are there before the exceptions
 #pragma unroll

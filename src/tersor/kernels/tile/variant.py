@@ -15,6 +15,10 @@ _STRIPS = TILE_ROWS // STRIP_ROWS
 _STRIP_ALIGN = STRIP_ROWS * _HALF_BYTES  # bytes; where operand tiles begin
 _NOTE_BYTES = 16
 _REGISTERS = 1 << 16  # of a multiprocessor
+_SM_SHARED = 228 << 10  # bytes of its shared memory
+_BLOCK_SHARED = (
+    2 << 10
+)  # what a block has of it beside its rings: the driver's, and what is laid out by the compiler
 _NEEDED = {128: 90, 256: 154}  # registers of a thread at launch, for an instruction of so many tokens
 _FEEDERS = 2  # warps: one for weights, one for activations
 
@@ -44,6 +48,10 @@ class Build(ABC):
     @abstractmethod
     def program(self, geometry: Geometry) -> Program:
         """The product."""
+
+    def fits(self, geometry: Geometry) -> bool:
+        """Whether it is for matrices in this layout: has room for their stages."""
+        return self.blocks_per_sm * (self.shared(geometry) + _BLOCK_SHARED) <= _SM_SHARED
 
     def common(self, geometry: Geometry) -> tuple[tuple[str, int], ...]:
         """What both kernels, and what goes with them, are compiled with."""
@@ -111,6 +119,10 @@ class Variant(Build):
     def keeping(self, kept: int) -> Variant:
         """The same, but for `kept`."""
         return replace(self, kept=kept)
+
+    def fits(self, geometry: Geometry) -> bool:
+        """Whether it has room for the layout's stages, and what a half gives is a step's."""
+        return super().fits(geometry) and (self.step_halves == 2 or not geometry.spread)
 
     def macros(self, geometry: Geometry) -> tuple[tuple[str, int], ...]:
         """What the kernels of this build are compiled with."""
@@ -183,17 +195,27 @@ class ClusterVariant(Build):
         )
 
 
-# The first of each size is used, for large matrices LARGE; the others are for bench/sweep_tile.py.
+_SHARED_OUT = (160, 64, 32)  # registers, where sums of 256 tokens are a thread's
+# By tokens. The first that fits a layout is used, for large matrices LARGE; the others are for bench/sweep_tile.py.
 VARIANTS: dict[int, tuple[Build, ...]] = {
     32: (Variant(32, 1, 8, 4, 2, 4), Variant(32, 1, 8, 2, 1, 2, 2), Variant(32, 1, 16, 4, 2, 4)),
     64: (Variant(64, 2, 16, 4, 2, 3), Variant(64, 2, 8, 3, 2, 4)),
-    128: (Variant(128, 2, 8, 3, 4, 4, step_halves=1), Variant(128, 2, 8, 2, 2, 3)),
-    256: (Variant(256, 2, 8, 2, 4, 3, step_halves=1, registers=(160, 72, 32)),),
+    128: (
+        Variant(128, 2, 8, 2, 2, 4),
+        Variant(128, 2, 8, 3, 4, 4, step_halves=1),
+        Variant(128, 2, 8, 2, 2, 3),
+        Variant(128, 2, 8, 3, 2, 3),
+    ),
+    256: (
+        Variant(256, 2, 8, 2, 2, 2, registers=_SHARED_OUT),
+        Variant(256, 2, 8, 2, 4, 3, step_halves=1, registers=_SHARED_OUT),
+        Variant(256, 2, 8, 1, 2, 2, registers=_SHARED_OUT),
+    ),
     512: (ClusterVariant(256, (1, 2), 4, 2), ClusterVariant(256, (2, 2), 4, 2)),
 }
 # Two blocks per multiprocessor wait less, but the units of a smaller matrix do not come out even on so many.
 LARGE = {32: VARIANTS[32][1]}
-LONE = VARIANTS[256][0]  # where clusters find no room
+_LONE = 256  # the size of which builds are used where clusters find no room
 _LARGE_FROM = 1 << 26  # weights
 ALWAYS = max(VARIANTS)  # tokens up to which this is the fastest way whatever their number
 _SOMETIMES, _WASTE = 1024, 1.2  # and up to which it is if clusters' tiles are nearly full
@@ -205,8 +227,18 @@ def pays(tokens: int) -> bool:
     return 0 < tokens <= ALWAYS or (ALWAYS < tokens <= _SOMETIMES and padded <= _WASTE * tokens)
 
 
+def fitting(size: int, geometry: Geometry) -> tuple[Build, ...]:
+    """The builds of a size for a layout, the one that is used first."""
+    return tuple(build for build in VARIANTS[size] if build.fits(geometry))
+
+
 def variant_for(tokens: int, geometry: Geometry) -> Build:
     """The build for this many tokens and a matrix of this size."""
     size = next((n for n in VARIANTS if tokens <= n), ALWAYS)
     large = geometry.rows * geometry.cols >= _LARGE_FROM
-    return LARGE[size] if large and size in LARGE else VARIANTS[size][0]
+    return LARGE[size] if large and size in LARGE else fitting(size, geometry)[0]
+
+
+def alone(geometry: Geometry) -> Build:
+    """The build for many tokens where clusters find no room."""
+    return fitting(_LONE, geometry)[0]
