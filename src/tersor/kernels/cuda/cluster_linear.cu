@@ -89,7 +89,11 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
         }
         wgmma_wait<0>();
         if (lane < SHARERS) mbarrier_arrive_at(empty + read * 8);
-        unit = sums.hand_over(out, w.split, run, parts, unit, rank.row, rank.token);
+        const Landing<SLOTS * SLOT_BYTES / (CONSUMERS * PART_BYTES)> landing(slots, b.landed);
+        const auto quiet = [&] {  // here and in those who share these weights: a block copies its strips to them
+            for (int i = 0; i < SLOTS; i++) mbarrier_wait(b.a_empty + i * 8, i < turn.number ? turn.parity : turn.parity ^ 1);
+        };
+        unit = sums.hand_over(out, w.split, run, parts, landing, quiet, unit, rank.row, rank.token);
     }
 }
 

@@ -32,10 +32,11 @@ struct Rank {
 };
 
 struct Barriers {
-    u32 full, a_empty, x_empty, stages;  // stages: [DECODERS][STAGES]
+    u32 full, a_empty, x_empty, stages, landed;  // stages: [DECODERS][STAGES]; landed: [CONSUMERS]
 
     __device__ __forceinline__ Barriers(u32 begin)
-        : full(begin), a_empty(full + SLOTS * 8), x_empty(a_empty + SLOTS * 8), stages(x_empty + SLOTS * 8) {}
+        : full(begin), a_empty(full + SLOTS * 8), x_empty(a_empty + SLOTS * 8), stages(x_empty + SLOTS * 8),
+          landed(stages + DECODERS * STAGES * 8) {}
     // Lane `lane` of SHARERS tells one block that its weights, or its activations, have been read.
     __device__ __forceinline__ u32 empty_of(Rank rank, int lane) const {
         if (lane < CLUSTER_TOKENS) return address_of_rank(a_empty, Rank::of(rank.row, lane));
@@ -45,7 +46,7 @@ struct Barriers {
         for (int i = 0; i < SLOTS; i++) mbarrier_init(full + i * 8, DECODERS + 1);
         for (int i = 0; i < SLOTS; i++) mbarrier_init(a_empty + i * 8, CONSUMERS * CLUSTER_TOKENS);
         for (int i = 0; i < SLOTS; i++) mbarrier_init(x_empty + i * 8, CONSUMERS * CLUSTER_ROWS);
-        for (int i = 0; i < DECODERS * STAGES; i++) mbarrier_init(stages + i * 8, 1);
+        for (int i = 0; i < DECODERS * STAGES + CONSUMERS; i++) mbarrier_init(stages + i * 8, 1);
         mbarrier_init_done();
     }
 };

@@ -72,5 +72,7 @@ __device__ __forceinline__ void tensor_copy_to_all(u32 to, const TensorMap& from
         "l"(&from), "r"(col), "r"(row), "r"(barrier), "h"(ranks)
         : "memory");
 }
+// What others stored to global memory, and this thread has seen, for its bulk copies to see.
+__device__ __forceinline__ void global_stores_seen() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 // What this thread stored to shared memory, for bulk copies and wgmma to see.
 __device__ __forceinline__ void shared_stores_done() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -129,6 +129,12 @@ __device__ __forceinline__ void store_shared_16(u32 to, u32 a, u32 b, u32 c, u32
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 
+__device__ __forceinline__ float4 load_shared_16(u32 from) {
+    float4 v;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(from) : "memory");
+    return v;
+}
+
 // (a & b) | c in one instruction.
 __device__ __forceinline__ u32 and_or(u32 a, u32 b, u32 c) {
     u32 d;

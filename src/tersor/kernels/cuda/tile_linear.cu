@@ -31,7 +31,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
 #pragma unroll 1
     while (unit < run.end) {
         const int next = min(run.end, (unit / w.split.segments + 1) * w.split.segments);
-        const int steps = (w.stages_before(next) - w.stages_before(unit)) * STAGE_STEPS;
+        const int steps = uniform((w.stages_before(next) - w.stages_before(unit)) * STAGE_STEPS);
         sums.clear();
         u32 read_a = 0, read_x = 0;  // the step that is done
 #pragma unroll 1
@@ -53,7 +53,9 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
         }
         wgmma_wait<0>();
         if (leader && BEHIND) mbarrier_arrive(b.a_empty + read_a * 8), mbarrier_arrive(b.x_empty + read_x * 8);
-        unit = sums.hand_over(out, w.split, run, parts, unit, 0, 0);
+        const Landing<AREAS_AT / (CONSUMERS * PART_BYTES)> landing(operands_a, b.landed);
+        const auto quiet = [] { barrier_sync(1, CONSUMERS * WARP); };
+        unit = sums.hand_over(out, w.split, run, parts, landing, quiet, unit, 0, 0);
     }
 }
 

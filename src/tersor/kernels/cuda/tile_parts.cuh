@@ -4,14 +4,19 @@
 // owner waits for these, adds the parts to its own sums in the order of the columns, so that the result does not depend on
 // when blocks run, and writes y. A cluster goes on with at most one tile that another began: it has one part.
 //
-// A thread reads what the thread of its number wrote, in the block of its rank: there is a flag for every warp, and warps
-// wait for warps. Flags are zero when a kernel begins, and when it ends (kernels/tile/flags.py says whose they are).
+// A warp reads what the warp of its number wrote, in the block of its rank: there is a flag for every warp, and warps wait
+// for warps. Flags are zero when a kernel begins, and when it ends (kernels/tile/flags.py says whose they are). Parts come
+// by bulk copies, as many at a time as have room where operands were: nobody needs those any more.
 //
 // Nobody waits in a circle: a cluster leaves its part first thing in its run, before it can wait for anybody, and waits
 // for others last thing. Nor does anybody wait for blocks that find no room because of those who wait: owners wait for
 // clusters of higher numbers, and these are given to blocks that are dispatched earlier (`Run`).
 #pragma once
+#include "mbarrier.cuh"
 #include "tile_work.cuh"
+
+constexpr int WARP_QUADS = QUADS / (CONSUMERS * WARP);  // of a lane
+constexpr int PART_BYTES = WARP_QUADS * WARP * 16;      // of a warp
 
 // A cluster's units, and the last cluster that has a part of the tile in which they end. Kept in shared memory, since
 // consumers have no registers for what they need seldom.
@@ -30,25 +35,44 @@ struct Run {
 };
 
 struct Parts {
-    float4* sums;  // [clusters][CLUSTER][QUADS]
+    float4* sums;  // [clusters][CLUSTER][CONSUMERS][WARP_QUADS][WARP]
     u32* flags;    // [clusters][CLUSTER][CONSUMERS]
 
-    // This thread's first quad of what the block of the same rank left; the next one is GROUPS * 128 on.
-    __device__ __forceinline__ float4* of(int cluster) const {
-        return sums + (long long)(cluster * CLUSTER + blockIdx.x % CLUSTER) * QUADS + threadIdx.x;
+    static __device__ __forceinline__ int number(int cluster) {
+        return (cluster * CLUSTER + blockIdx.x % CLUSTER) * CONSUMERS + threadIdx.x / WARP;
     }
-    __device__ __forceinline__ u32* flag(int cluster) const {
-        return flags + (cluster * CLUSTER + blockIdx.x % CLUSTER) * CONSUMERS + threadIdx.x / WARP;
-    }
+    // What this warp of the block of the same rank left.
+    __device__ __forceinline__ float4* of(int cluster) const { return sums + (long long)number(cluster) * (WARP_QUADS * WARP); }
+    __device__ __forceinline__ u32* flag(int cluster) const { return flags + number(cluster); }
     // All that this warp has of the cluster's part has been stored.
     __device__ __forceinline__ void left(int cluster) const {
         __syncwarp();
         if (threadIdx.x % WARP == 0) signal(flag(cluster));
     }
-    // Until it is there. Nobody raises the flag again before the next launch, so that it is lowered at once.
-    __device__ __forceinline__ void wait(int cluster) const {
-        u32* raised = flag(cluster);
+    // Until those of `count` clusters, 32 at most, are there. Nobody raises the flags again before the next launch, so
+    // that they are lowered at once.
+    __device__ __forceinline__ void wait(int cluster, int count) const {
+        const int lane = threadIdx.x % WARP;
+        u32* raised = flag(cluster + min(lane, count - 1));
         await(raised);
-        if (threadIdx.x % WARP == 0) *raised = 0;
+        if (lane < count) *raised = 0;
     }
+    // Then to shared memory, one behind the other; `landed` counts their bytes.
+    __device__ __forceinline__ void fetch(int cluster, int count, u32 to, u32 landed) const {
+        if (threadIdx.x % WARP == 0) {
+            global_stores_seen();
+            mbarrier_arrive_expect(landed, count * PART_BYTES);
+            for (int i = 0; i < count; i++) bulk_copy(to + i * PART_BYTES, of(cluster + i), PART_BYTES, landed);
+        }
+        __syncwarp();
+    }
+};
+
+// Where a warp's parts come: room for COUNT of them in shared memory, and a barrier.
+template <int COUNT>
+struct Landing {
+    static_assert(COUNT > 0, "operands have the room of a tile's sums");
+    u32 at, landed;
+    __device__ __forceinline__ Landing(u32 operands, u32 barriers)
+        : at(operands + threadIdx.x / WARP * (COUNT * PART_BYTES)), landed(barriers + threadIdx.x / WARP * 8) {}
 };

@@ -25,15 +25,17 @@ constexpr int NOTE_AT = RECORD_AT + RECORD_BYTES, AREA_BYTES = NOTE_AT + 16;  //
 constexpr u32 WHOLE = 0x10;
 
 struct Barriers {
-    u32 stage_full, stage_empty, a_full, a_empty, x_full, x_empty;
+    u32 stage_full, stage_empty, a_full, a_empty, x_full, x_empty, landed;  // landed: [CONSUMERS]
 
     __device__ __forceinline__ Barriers(u32 begin)
         : stage_full(begin), stage_empty(stage_full + STAGES * 8), a_full(stage_empty + STAGES * 8),
-          a_empty(a_full + A_SLOTS * 8), x_full(a_empty + A_SLOTS * 8), x_empty(x_full + X_SLOTS * 8) {}
+          a_empty(a_full + A_SLOTS * 8), x_full(a_empty + A_SLOTS * 8), x_empty(x_full + X_SLOTS * 8),
+          landed(x_empty + X_SLOTS * 8) {}
     __device__ __forceinline__ void init() const {
         for (int i = 0; i < STAGES; i++) mbarrier_init(stage_full + i * 8, STRIPS), mbarrier_init(stage_empty + i * 8, STRIPS);
         for (int i = 0; i < A_SLOTS; i++) mbarrier_init(a_full + i * 8, STRIPS), mbarrier_init(a_empty + i * 8, CONSUMERS);
         for (int i = 0; i < X_SLOTS; i++) mbarrier_init(x_full + i * 8, 1), mbarrier_init(x_empty + i * 8, CONSUMERS);
+        for (int i = 0; i < CONSUMERS; i++) mbarrier_init(landed + i * 8, 1);
         mbarrier_init_done();
     }
 };

@@ -21,9 +21,11 @@ struct Sums {
                 wgmma(of[m][n], a + (m * 64 * ROW_BYTES >> 4), x + (n * WIDTH * ROW_BYTES >> 4));
     }
     // The sums of a run's units from `unit` on to the end of their tile or of the run: to y, with the others' parts, or to the
-    // tile's owner. Returns the unit after them. `row`, `token`: of the block in its cluster.
-    __device__ __forceinline__ int hand_over(const Output& out, const Split& split, const Run& run, const Parts& parts, int unit,
-                                             int row, int token) {
+    // tile's owner. Returns the unit after them. `row`, `token`: of the block in its cluster. `quiet` waits until nobody
+    // reads operands any more; then `landing` is free.
+    template <typename Quiet, int COUNT>
+    __device__ __forceinline__ int hand_over(const Output& out, const Split& split, const Run& run, const Parts& parts,
+                                             const Landing<COUNT>& landing, Quiet quiet, int unit, int row, int token) {
 #pragma unroll
         for (int m = 0; m < BLOCKS_OF_64; m++)
 #pragma unroll
@@ -33,7 +35,10 @@ struct Sums {
         if (unit > tile * split.segments) {
             leave(parts, run);
         } else {
-            if (run.end < tile_end) add_parts(parts, run);
+            if (run.end < tile_end) {
+                quiet();
+                add_parts(parts, landing, run);
+            }
             write(out, tile / split.token_tiles * CLUSTER_ROWS + row, tile % split.token_tiles * CLUSTER_TOKENS + token);
         }
         return min(run.end, tile_end);
@@ -41,44 +46,44 @@ struct Sums {
 
 private:
     static constexpr int ROW_QUADS = TOKENS / 8;  // of a thread, in 64 rows
-    static constexpr int TOGETHER = 4;            // quads under way at a time
-
     __device__ __forceinline__ float* quad(int m, int j) { return &of[m][j / (WIDTH / 8)][j % (WIDTH / 8) * 4]; }
 
     __device__ __forceinline__ void leave(const Parts& parts, const Run& run) {
         const int cluster = run.cluster;
-        float4* part = parts.of(cluster);
+        float4* part = parts.of(cluster) + threadIdx.x % WARP;
 #pragma unroll
         for (int m = 0; m < BLOCKS_OF_64; m++)
 #pragma unroll
             for (int j = 0; j < ROW_QUADS; j++) {
                 const float* own = quad(m, j);
-                part[(m * ROW_QUADS + j) * GROUPS * 128] = make_float4(own[0], own[1], own[2], own[3]);
+                part[(m * ROW_QUADS + j) * WARP] = make_float4(own[0], own[1], own[2], own[3]);
             }
         parts.left(cluster);
     }
-    // Of the clusters after this one. First all waits, then all sums: that takes fewer registers.
-    __device__ __forceinline__ void add_parts(const Parts& parts, const Run& run) {
-        const int cluster = run.cluster, last = run.last_part;
+    // Of the clusters after this one.
+    template <int COUNT>
+    __device__ __forceinline__ void add_parts(const Parts& parts, const Landing<COUNT>& landing, const Run& run) {
+        u32 parity = 0;
 #pragma unroll 1
-        for (int other = cluster + 1; other <= last; other++) parts.wait(other);
-        const float4* part = parts.of(cluster + 1);
+        for (int first = run.cluster + 1; first <= run.last_part; first += COUNT, parity ^= 1) {
+            const int count = min(COUNT, run.last_part + 1 - first);
+            parts.wait(first, count);
+            parts.fetch(first, count, landing.at, landing.landed);
+            mbarrier_wait(landing.landed, parity);
+            u32 part = landing.at + threadIdx.x % WARP * 16;
 #pragma unroll 1
-        for (int left = last - cluster; left > 0; left--, part += CLUSTER * QUADS) add(part);
+            for (int i = 0; i < count; i++, part += PART_BYTES) add(part);
+            __syncwarp();  // all have read them
+        }
     }
-    __device__ __forceinline__ void add(const float4* part) {
+    __device__ __forceinline__ void add(u32 part) {
 #pragma unroll
         for (int m = 0; m < BLOCKS_OF_64; m++)
 #pragma unroll
-            for (int begin = 0; begin < ROW_QUADS; begin += TOGETHER) {
-                float4 more[TOGETHER];
-#pragma unroll
-                for (int i = 0; i < TOGETHER; i++) more[i] = __ldcg(part + (m * ROW_QUADS + begin + i) * GROUPS * 128);
-#pragma unroll
-                for (int i = 0; i < TOGETHER; i++) {
-                    float* own = quad(m, begin + i);
-                    own[0] += more[i].x, own[1] += more[i].y, own[2] += more[i].z, own[3] += more[i].w;
-                }
+            for (int j = 0; j < ROW_QUADS; j++) {
+                const float4 more = load_shared_16(part + (m * ROW_QUADS + j) * (WARP * 16));
+                float* own = quad(m, j);
+                own[0] += more.x, own[1] += more.y, own[2] += more.z, own[3] += more.w;
             }
     }
     __device__ __forceinline__ void write(const Output& out, int row_tile, int token_tile) {

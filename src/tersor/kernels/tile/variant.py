@@ -113,7 +113,7 @@ class Variant(Build):
         """Bytes of dynamic shared memory of a block, laid out as in tile_rings.cuh."""
         operands = (self.a_slots * TILE_ROWS + self.x_slots * self.tokens) * self.step_halves * _HALF_BYTES
         areas = self.stages * _STRIPS * (geometry.stage_bytes + _record_bytes(geometry, self.kept))
-        barriers = 8 * 2 * (self.stages + self.a_slots + self.x_slots)
+        barriers = 8 * (2 * (self.stages + self.a_slots + self.x_slots) + self.consumers)
         return _STRIP_ALIGN + operands + areas + barriers
 
     def keeping(self, kept: int) -> Variant:
@@ -176,7 +176,7 @@ class ClusterVariant(Build):
         slot = (TILE_ROWS + self.tokens) * _HALF_BYTES
         area = geometry.stage_bytes + _record_bytes(geometry, self.kept)
         areas = self.decoders * self.stages
-        return _STRIP_ALIGN + self.slots * slot + areas * area + 8 * (3 * self.slots + areas)
+        return _STRIP_ALIGN + self.slots * slot + areas * area + 8 * (3 * self.slots + areas + self.consumers)
 
     def keeping(self, kept: int) -> ClusterVariant:
         """The same, but for `kept`."""
