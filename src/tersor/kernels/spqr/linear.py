@@ -28,18 +28,20 @@ def variant_for(tokens: int, geometry: Geometry, multiprocessors: int, shared: i
     if tokens > MAX_TOKENS:
         raise ValueError(f"{tokens} tokens: the fused product takes at most {MAX_TOKENS}")
 
-    def longest(shape: tuple[int, int, int], slice_spans: int = 0) -> list[Variant]:
+    def longest(
+        shape: tuple[int, int, int], slice_spans: int = 0, slots: tuple[int, ...] = _SLOTS
+    ) -> list[Variant]:
         """The build of this shape with the longest slots that fit, if any, all of its blocks at once.
 
         A block may have nearly all of a multiprocessor's shared memory.
         """
         build = Variant(most, *shape, slice_spans=slice_spans)
-        builds = (replace(build, slot_bytes=slot) for slot in _SLOTS)
+        builds = (replace(build, slot_bytes=slot) for slot in slots)
         return [v for v in builds if v.shared(geometry.stage_bytes) * v.blocks_per_sm <= shared][:1]
 
     most = 1 << (tokens - 1).bit_length()
-    if most > _FEW:
-        return next(v for shape in _SLICED for v in longest(shape, slice_spans=1))
+    if most > _FEW:  # activations take the room of long records
+        return next(v for shape in _SLICED for v in longest(shape, 1, _SLOTS[1:]))
     halved = longest((8, 4, 2), slice_spans=2)
     if most == _FEW and geometry.strips * geometry.spans >= _LARGE and halved:
         return halved[0]

@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TILE_ROWS = 128
-# Cycles, reckoned: of a unit's eight steps, for the tensor cores per token and at least for decoding; of a part on its
-# way from block to block, which are a flag's and those of its bytes through a multiprocessor.
+# Cycles, reckoned: of a unit's eight steps, for the tensor cores per token and at least for decoding; of parts on their
+# way from block to block, which are a flag's, for all at once, and those of their bytes through a multiprocessor.
 _STEPS, _STEP_PER_TOKEN, _STEP_LEAST = 8, 4, 400
-_FLAG, _BYTES_PER_CYCLE = 1000, 50
+_FLAG, _BYTES_PER_CYCLE = 1500, 50
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Split:
         """Until the last cluster is done, in units: the longest run, a part left and the others' parts added."""
         chunks = self.units // self.chunk
         run = -(-chunks // self.clusters) * self.chunk
-        return run + (self.parts * _part(tile_tokens) if self.parts > 1 else 0.0)
+        return run + (_joining(self.parts, tile_tokens) if self.parts > 1 else 0.0)
 
 
-def _part(tile_tokens: int) -> float:
-    """A part's way from block to block, in units."""
+def _joining(parts: int, tile_tokens: int) -> float:
+    """The way of a tile's parts to the block that adds them, in units."""
     unit = _STEPS * max(_STEP_LEAST, _STEP_PER_TOKEN * tile_tokens)
-    return (_FLAG + 4 * TILE_ROWS * tile_tokens / _BYTES_PER_CYCLE) / unit
+    return (_FLAG + parts * 4 * TILE_ROWS * tile_tokens / _BYTES_PER_CYCLE) / unit
 
 
 def choose(

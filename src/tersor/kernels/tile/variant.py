@@ -198,7 +198,7 @@ class ClusterVariant(Build):
 _SHARED_OUT = (160, 64, 32)  # registers, where sums of 256 tokens are a thread's
 # By tokens. The first that fits a layout is used, for large matrices LARGE; the others are for bench/sweep_tile.py.
 VARIANTS: dict[int, tuple[Build, ...]] = {
-    32: (Variant(32, 1, 8, 4, 2, 4), Variant(32, 1, 8, 2, 1, 2, 2), Variant(32, 1, 16, 4, 2, 4)),
+    32: (Variant(32, 1, 16, 4, 2, 4), Variant(32, 1, 8, 2, 1, 2, 2), Variant(32, 1, 8, 4, 2, 4)),
     64: (Variant(64, 2, 16, 4, 2, 3), Variant(64, 2, 8, 3, 2, 4)),
     128: (
         Variant(128, 2, 8, 2, 2, 4),
