@@ -17,7 +17,7 @@ import torch
 from tersor.format.errors import KernelError, MissingDependency
 from tersor.kernels.compiler import Program, machine_code
 
-Argument = torch.Tensor | float | ctypes.Structure | None
+Argument = torch.Tensor | float | ctypes.Structure | ctypes.c_void_p | None
 
 _OVERLAPS = 9  # compute capability from which on a kernel may begin before its predecessor ends
 UNASKED_SHARED = 48 * 1024  # bytes of shared memory a block may have without asking
@@ -69,7 +69,10 @@ class Launch:
 
 @dataclass
 class Kernel:
-    """A program that can be launched. Arguments are tensors (their address), ints (32 bits), floats, structures."""
+    """A program that can be launched.
+
+    Arguments are tensors (their address), other addresses, ints (32 bits), floats, structures.
+    """
 
     program: Program
     shared: int = 0  # the most dynamic shared memory any launch asks for
@@ -163,6 +166,9 @@ def _pack(
                 )
             values.append(0 if argument is None else argument.data_ptr())
             types.append(ctypes.c_void_p)
+        elif isinstance(argument, ctypes.c_void_p):
+            values.append(argument.value)
+            types.append(ctypes.c_void_p)
         elif isinstance(argument, ctypes.Structure):
             values.append(argument)
             types.append(None)
@@ -185,6 +191,28 @@ def capture_of(stream: int) -> int:
     if status != driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_ACTIVE:
         raise KernelError("the stream's capture into a CUDA graph has failed; end it and begin anew")
     return int(values[1])
+
+
+def zeroed(nbytes: int, index: int) -> int:
+    """The address of so much memory on the device of this index, zero, that the driver gives for good.
+
+    torch's allocator does not know of it. Other streams may use it at once; it may be asked for during a capture.
+    """
+    driver = _driver()
+    relaxed = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    with torch.cuda.device(index):
+        torch.cuda.current_stream(index)  # torch makes its context current
+        before = _check(driver.cuThreadExchangeStreamCaptureMode(relaxed), "asking to allocate in a capture")
+        try:
+            address = _check(driver.cuMemAlloc(nbytes), f"allocating {nbytes} bytes on cuda:{index}")
+            flag = driver.CUstream_flags.CU_STREAM_NON_BLOCKING
+            stream = _check(driver.cuStreamCreate(flag), "making a stream")
+            _check(driver.cuMemsetD8Async(address, 0, nbytes, stream), "clearing memory")
+            _check(driver.cuStreamSynchronize(stream), "clearing memory")
+            _check(driver.cuStreamDestroy(stream), "ending a stream")
+        finally:
+            driver.cuThreadExchangeStreamCaptureMode(before)
+    return int(address)
 
 
 class TensorMap(ctypes.Structure):

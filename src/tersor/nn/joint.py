@@ -17,7 +17,7 @@ first token), proves the guess wrong: from then on these siblings multiply apart
 the joint matrix, in place. So does a sibling that is called when the parent is not, and all of them
 when there are many tokens and nothing is to be won, or where weights are decoded ahead
 (`tersor.nn.ahead`). Results are the same bits either way where sums are ordered by columns alone, as
-they are for few tokens.
+they are in the products for few tokens (`tersor.kernels.multiply`).
 
 One thing is not noticed: a module that writes into the input between two siblings in inference
 mode, where no versions are counted, or under `torch.compile`. No model is known to do that.

@@ -86,7 +86,7 @@ __device__ __forceinline__ void decode_strip(const Weights& w, u8* areas, u32 sl
 #pragma unroll
             for (int h = 0; h < 2; h++) {
                 const u32 full = b.full + out.number * 8, rows = strips + out.number * SLOT_BYTES;
-                mbarrier_wait(full + SLOTS * 8, out.parity ^ 1);
+                mbarrier_wait(full + (b.a_empty - b.full), out.parity ^ 1);
                 pieces.store_tile(rows, a, h);
                 __syncwarp();  // the fillers are there before the exceptions
                 patches.apply(rows, first + h, lane);

@@ -1,13 +1,14 @@
 // What the warps of cluster_linear hand on, in shared memory, and to whom: one ring.
 //
 //   slots   SLOTS steps of 64 columns, an operand tile of weights and one of activations each, with a barrier `full`
-//           and a barrier `empty`
+//           and two that are `empty`
 //   areas   of each decoder STAGES compressed stages with the segment's record; who reads them asks for the next
 //
 // A cluster is CLUSTER_ROWS x CLUSTER_TOKENS blocks, rank = token tile * CLUSTER_ROWS + row tile. Blocks of the same row
 // tile share its weights: each decodes STRIPS / CLUSTER_TOKENS of the strips and copies them to the others. Those of
-// the same token tile share its activations: each asks for a part, for all. So a slot may be filled again when the
-// consumers of all blocks that one's own writes to have read it, and `empty` counts theirs; `full` counts the strips
+// the same token tile share its activations: each asks for a part, for all. So weights may be written when the consumers
+// of all who share them have read the slot, which `a_empty` counts, and activations when theirs have: `x_empty`. (With one
+// barrier for both, activations, which are longest under way, waited for blocks that have others.) `full` counts the strips
 // decoded here, and the bytes of all that is copied: who asks for activations says how many.
 #pragma once
 #include "mbarrier.cuh"

@@ -9,8 +9,9 @@
 // by bulk copies, as many at a time as have room where operands were: nobody needs those any more.
 //
 // Nobody waits in a circle: a cluster leaves its part first thing in its run, before it can wait for anybody, and waits
-// for others last thing. Nor does anybody wait for blocks that find no room because of those who wait: owners wait for
-// clusters of higher numbers, and these are given to blocks that are dispatched earlier (`Run`).
+// for others last thing. Nor does anybody wait for blocks that find no room because of those who wait. All of a launch find
+// room together on a GPU that is free; beside other kernels, owners wait for clusters of higher numbers, and these are given
+// to blocks of lower ones (`Run`), which every GPU so far dispatches earlier, although nobody promises it.
 #pragma once
 #include "mbarrier.cuh"
 #include "tile_work.cuh"
@@ -24,13 +25,13 @@ struct Run {
     int cluster, begin, end, last_part;
 
     __device__ __forceinline__ void find(const Split& split) {
-        cluster = (gridDim.x - 1 - blockIdx.x) / CLUSTER;  // blocks are dispatched in the order of blockIdx
+        cluster = (gridDim.x - 1 - blockIdx.x) / CLUSTER;
         const int clusters = gridDim.x / CLUSTER;
         begin = split.begin(cluster, clusters);
         end = split.begin(cluster + 1, clusters);
-        last_part = cluster;
-        const int tile_end = ceil_div(end, split.segments) * split.segments;
-        while (last_part + 1 < clusters && split.begin(last_part + 1, clusters) < tile_end) last_part++;
+        // The last one that begins before the tile's end; units are dealt out in chunks.
+        const int chunks = ceil_div(end, split.segments) * split.segments / split.chunk;
+        last_part = ((u32)chunks * clusters - 1) / (u32)(split.units / split.chunk);
     }
 };
 
@@ -56,6 +57,7 @@ struct Parts {
         u32* raised = flag(cluster + min(lane, count - 1));
         await(raised);
         if (lane < count) *raised = 0;
+        __syncwarp();  // what a lane has seen, all have
     }
     // Then to shared memory, one behind the other; `landed` counts their bytes.
     __device__ __forceinline__ void fetch(int cluster, int count, u32 to, u32 landed) const {
@@ -71,7 +73,7 @@ struct Parts {
 // Where a warp's parts come: room for COUNT of them in shared memory, and a barrier.
 template <int COUNT>
 struct Landing {
-    static_assert(COUNT > 0, "operands have the room of a tile's sums");
+    static_assert(COUNT > 0 && COUNT <= WARP, "operands have the room of a tile's sums; a lane watches a flag");
     u32 at, landed;
     __device__ __forceinline__ Landing(u32 operands, u32 barriers)
         : at(operands + threadIdx.x / WARP * (COUNT * PART_BYTES)), landed(barriers + threadIdx.x / WARP * 8) {}

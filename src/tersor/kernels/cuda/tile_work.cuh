@@ -23,7 +23,7 @@ struct Split {
     int units, chunk;           // runs begin at multiples of `chunk`, which divides units
 
     __device__ __forceinline__ int begin(int cluster, int clusters) const {
-        return (int)((long long)(units / chunk) * cluster / clusters) * chunk;
+        return (u32)(units / chunk) * cluster / clusters * chunk;  // 32 bits are enough: kernels/tile/device.py
     }
 };
 

@@ -16,9 +16,9 @@ come from the segment's *record*: record k = strip * segments + segment begins a
 so the warp that multiplies a segment gets all it needs besides the stages in one piece, for which it can ask
 long before.
 
-The order of every sum is part of the layout: segments of 512 columns, two of them added to a *span* of 1024,
-spans to the row. It does not depend on how many tokens there are or how the work is dealt out, so results do
-not either.
+In the products for few tokens the order of every sum is part of the layout: segments of 512 columns, two of them
+added to a *span* of 1024, spans to the row. It does not depend on how many tokens there are or how the work is
+dealt out, so their results do not either.
 """
 
 from __future__ import annotations

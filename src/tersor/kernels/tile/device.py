@@ -1,8 +1,8 @@
 """The product for many tokens, launched: x W^T + bias for any layout that can be decoded by stages.
 
-One kernel, chained to the one before by programmatic dependent launch: tiles that are cut between (clusters of) blocks
-are put together by one of them. Nothing waits for the GPU (but for a moment when flags are first allocated, flags.py),
-nothing is allocated but torch's tensors.
+One kernel, chained to the one before by programmatic dependent launch: tiles that are cut between (clusters of)
+blocks are put together by one of them. Nothing waits for the GPU, and nothing is allocated but torch's tensors; except
+that a stream's first product may have to ask the driver for flags (flags.py).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tersor.kernels.tile.split import TILE_ROWS, Split, choose
 from tersor.kernels.tile.variant import Build, alone, pays, variant_for
 
 _HALF_COLS = 64
-_PIECE = 8  # elements of the 16 bytes that are read at a time
+_PIECE = 8  # elements of 16 bytes, at whose multiples rows begin for a tensor map
 
 
 def supported(device: torch.device) -> bool:
@@ -37,7 +37,7 @@ def fastest(tokens: int, device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """All of a product that follows from sizes: split, how and with what kernels."""
+    """All of a product that follows from sizes: split, how and with what kernel."""
 
     variant: Build
     split: Split
@@ -62,6 +62,10 @@ def planned(geometry: Geometry, tokens: int, kept: int, wanted: Build | None, de
         if not places:
             raise KernelError(f"{device} has no room for {variant}; leave the choice of a build to tersor")
     split = choose(geometry.rows, tokens, geometry.segments, variant.tokens, places, variant.cluster)
+    if split.units // split.chunk * split.clusters >= 1 << 32:
+        raise KernelError(
+            f"{tokens} tokens times {geometry.rows} x {geometry.cols} are too many for one product; take fewer"
+        )
     return Plan(
         variant,
         split,
@@ -89,7 +93,8 @@ def tile_linear(
 ) -> torch.Tensor:
     """x (tokens, cols) bfloat16, any row stride, times the matrix transposed, plus bias (rows,): (tokens, rows).
 
-    The result does not depend on when blocks run; it does depend on `variant` and on how many tokens there are.
+    The result does not depend on when blocks run; it does depend on `variant`, on how many tokens there are, and on how
+    many blocks the GPU holds at a time.
     """
     geometry, tokens, device = matrix.geometry, x.shape[0], x.device
     kept = kept_for(geometry, matrix.places, matrix.records)

@@ -16,9 +16,8 @@ _STRIP_ALIGN = STRIP_ROWS * _HALF_BYTES  # bytes; where operand tiles begin
 _NOTE_BYTES = 16
 _REGISTERS = 1 << 16  # of a multiprocessor
 _SM_SHARED = 228 << 10  # bytes of its shared memory
-_BLOCK_SHARED = (
-    2 << 10
-)  # what a block has of it beside its rings: the driver's, and what is laid out by the compiler
+# What a block has of it beside its rings: the driver's, and what is laid out by the compiler.
+_BLOCK_SHARED = 2 << 10
 _NEEDED = {128: 90, 256: 154}  # registers of a thread at launch, for an instruction of so many tokens
 _FEEDERS = 2  # warps: one for weights, one for activations
 
@@ -54,7 +53,7 @@ class Build(ABC):
         return self.blocks_per_sm * (self.shared(geometry) + _BLOCK_SHARED) <= _SM_SHARED
 
     def common(self, geometry: Geometry) -> tuple[tuple[str, int], ...]:
-        """What both kernels, and what goes with them, are compiled with."""
+        """What both kernels are compiled with."""
         return (
             *geometry.macros,
             ("TOKENS", self.tokens),
@@ -125,7 +124,7 @@ class Variant(Build):
         return super().fits(geometry) and (self.step_halves == 2 or not geometry.spread)
 
     def macros(self, geometry: Geometry) -> tuple[tuple[str, int], ...]:
-        """What the kernels of this build are compiled with."""
+        """What this build is compiled with."""
         consumer, decoder, feeder = self.registers
         return (
             *self.common(geometry),
