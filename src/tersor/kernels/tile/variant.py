@@ -217,7 +217,7 @@ LARGE = {32: VARIANTS[32][1]}
 _LONE = 256  # the size of which builds are used where clusters find no room
 _LARGE_FROM = 1 << 26  # weights
 ALWAYS = max(VARIANTS)  # tokens up to which this is the fastest way whatever their number
-_SOMETIMES, _WASTE = 1024, 1.2  # and up to which it is if clusters' tiles are nearly full
+_SOMETIMES, _WASTE = 2048, 1.2  # and up to which it is if clusters' tiles are nearly full
 
 
 def pays(tokens: int) -> bool:
