@@ -6,7 +6,7 @@ import torch
 
 from tersor.kernels.fused import device as fused
 from tersor.kernels.multiply import Ways
-from tersor.kernels.spqr.linear import FUSED_TOKENS, MAX_TOKENS, variant_for
+from tersor.kernels.spqr.linear import FUSED_TOKENS, MAX_TOKENS, TILED_TOKENS, variant_for
 from tersor.kernels.tile import device as tile
 
 decode = fused.decode
@@ -14,7 +14,7 @@ decode = fused.decode
 
 def fuses(tokens: int, device: torch.device) -> bool:
     """Whether `linear` is the fastest way to multiply this many tokens on this device."""
-    return 0 < tokens <= FUSED_TOKENS or tile.fastest(tokens, device)
+    return 0 < tokens <= FUSED_TOKENS or tile.fastest(tokens, device, TILED_TOKENS)
 
 
 _ways = Ways(MAX_TOKENS, MAX_TOKENS, fuses, variant_for)

@@ -30,9 +30,9 @@ def supported(device: torch.device) -> bool:
     return device.type == "cuda" and architecture(device) == "sm_90"
 
 
-def fastest(tokens: int, device: torch.device) -> bool:
-    """Whether this product multiplies so many tokens faster than cuBLAS does after decoding."""
-    return supported(device) and pays(tokens)
+def fastest(tokens: int, device: torch.device, most: int) -> bool:
+    """Whether this product multiplies so many tokens faster than cuBLAS does after decoding; `most` by its layout."""
+    return supported(device) and pays(tokens, most)
 
 
 @dataclass(frozen=True)

@@ -217,13 +217,16 @@ LARGE = {32: VARIANTS[32][1]}
 _LONE = 256  # the size of which builds are used where clusters find no room
 _LARGE_FROM = 1 << 26  # weights
 ALWAYS = max(VARIANTS)  # tokens up to which this is the fastest way whatever their number
-_SOMETIMES, _WASTE = 2048, 1.2  # and up to which it is if clusters' tiles are nearly full
+_WASTE = 1.2  # tokens of tiles over tokens, that more may cost
 
 
-def pays(tokens: int) -> bool:
-    """Whether decoding the whole matrix for cuBLAS takes longer (bench/sweep_tile.py, one H200)."""
+def pays(tokens: int, most: int) -> bool:
+    """Whether decoding the whole matrix for cuBLAS takes longer (bench/sweep_tile.py, one H200).
+
+    most: tokens up to which it does, if clusters' tiles are nearly full.
+    """
     padded = -(-tokens // ALWAYS) * ALWAYS
-    return 0 < tokens <= ALWAYS or (ALWAYS < tokens <= _SOMETIMES and padded <= _WASTE * tokens)
+    return 0 < tokens <= ALWAYS or (ALWAYS < tokens <= most and padded <= _WASTE * tokens)
 
 
 def fitting(size: int, geometry: Geometry) -> tuple[Build, ...]:

@@ -15,7 +15,7 @@ from tersor.kernels.launcher import Kernel, Launch
 from tersor.kernels.multiply import Ways
 from tersor.kernels.tile import device as tile
 from tersor.kernels.window.layout import MACROS, Geometry
-from tersor.kernels.window.linear import FUSED_TOKENS, MAX_TOKENS, TILE_TOKENS, variant_for
+from tersor.kernels.window.linear import FUSED_TOKENS, MAX_TOKENS, TILE_TOKENS, TILED_TOKENS, variant_for
 
 _ROW_THREADS = 256
 _WARPS = 8
@@ -60,7 +60,7 @@ def pack(weight: torch.Tensor) -> Matrix[Geometry]:
 
 def fuses(tokens: int, device: torch.device) -> bool:
     """Whether `linear` is the fastest way to multiply this many tokens on this device."""
-    return 0 < tokens <= FUSED_TOKENS or tile.fastest(tokens, device)
+    return 0 < tokens <= FUSED_TOKENS or tile.fastest(tokens, device, TILED_TOKENS)
 
 
 _ways = Ways(MAX_TOKENS, TILE_TOKENS, fuses, variant_for)
