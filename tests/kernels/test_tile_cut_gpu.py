@@ -16,9 +16,10 @@ from tersor.kernels.tile import device as tile
 from tersor.kernels.tile import flags
 from tersor.kernels.tile.split import Split
 from tersor.kernels.tile.split import choose as chosen
-from tersor.kernels.tile.variant import VARIANTS, Build, fitting
+from tersor.kernels.tile.variant import Build
 from tersor.kernels.window import device as window
 from tersor.kernels.window.layout import Geometry
+from tile_builds import BUILDS, name_of
 
 driver = pytest.importorskip("cuda.bindings.driver")
 
@@ -29,14 +30,8 @@ pytestmark = [
     ),
 ]
 
-BUILDS = [build for size in VARIANTS for build in fitting(size, Geometry(16, 64))]
 ROWS, COLS = 1040, 8192  # nine tiles of sixteen segments
 PARTS = (2, 4, 16)
-
-
-def name_of(build: Build) -> str:
-    """As a test is called."""
-    return "-".join(f"{name[:2]}{value}" for name, value in vars(build).items() if value).replace(" ", "")
 
 
 @pytest.fixture

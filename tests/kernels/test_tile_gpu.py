@@ -12,6 +12,7 @@ from tersor.kernels.tile import device as tile
 from tersor.kernels.tile.variant import VARIANTS, Build, fitting
 from tersor.kernels.window import device as window
 from tersor.kernels.window.layout import Geometry
+from tile_builds import BUILDS, name_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,14 +21,8 @@ pytestmark = [
     ),
 ]
 
-BUILDS = [build for size in VARIANTS for build in fitting(size, Geometry(16, 64))]
 SHAPES = [(16, 64), (128, 128), (1, 64), (33, 100), (130, 576), (250, 2048), (130, 4104), (520, 14336)]
 TOKENS = (1, 9, 16, 17, 31, 32, 33, 64, 65, 100, 128, 129, 256, 257, 512, 1000, 2048, 4096)
-
-
-def name_of(build: Build) -> str:
-    """As a test is called."""
-    return "-".join(f"{name[:2]}{value}" for name, value in vars(build).items() if value).replace(" ", "")
 
 
 def gaussian(rows: int, cols: int) -> torch.Tensor:
