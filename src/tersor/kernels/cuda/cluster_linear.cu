@@ -50,8 +50,8 @@ struct ActivationFeed {
 };
 
 // Warpgroup `group`: known to be the same in all lanes, so that what it tells the tensor cores is reckoned once for a warp.
-__device__ __forceinline__ void consume(const Weights& w, const Output& out, const TensorMap& x, const Parts& parts, u32 slots, const Barriers& b,
-                                        Rank rank, const Run& run, int group) {
+__device__ __forceinline__ void consume(const Weights& w, const Output& out, const TensorMap& x, const Parts& parts, u32 slots,
+                                        const Barriers& b, Rank rank, const Run& run, int group) {
     const u32 a_tiles = descriptor(slots + group * BLOCKS_OF_64 * 64 * ROW_BYTES), x_tiles = descriptor(slots + TILE_BYTES);
     const int lane = threadIdx.x % WARP;
     const u32 empty = b.empty_of(rank, lane);

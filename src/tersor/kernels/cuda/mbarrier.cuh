@@ -60,9 +60,10 @@ struct alignas(64) TensorMap {
 };
 // The part that begins at (row, col) to shared memory, zeros where it is outside; all of its bytes are counted.
 __device__ __forceinline__ void tensor_copy(u32 to, const TensorMap& from, int row, int col, u32 barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
-                 "l"(&from), "r"(col), "r"(row), "r"(barrier)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+        "l"(&from), "r"(col), "r"(row), "r"(barrier)
+        : "memory");
 }
 // The same to the same place, and barrier, of every block of the cluster whose bit is set in `ranks`.
 __device__ __forceinline__ void tensor_copy_to_all(u32 to, const TensorMap& from, int row, int col, u32 barrier, u16 ranks) {

@@ -43,7 +43,8 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
             wgmma_begin();
 #pragma unroll
             for (int i = 0; i < STEP_HALVES * 4; i++)
-                sums.add(a + (i / 4 * TILE_BYTES >> 4) + i % 4 * DESCRIPTOR_STEP, x + (i / 4 * X_TILE_BYTES >> 4) + i % 4 * DESCRIPTOR_STEP);
+                sums.add(a + (i / 4 * TILE_BYTES >> 4) + i % 4 * DESCRIPTOR_STEP,
+                         x + (i / 4 * X_TILE_BYTES >> 4) + i % 4 * DESCRIPTOR_STEP);
             wgmma_commit();
             wgmma_wait<BEHIND>();
             if (leader && k >= BEHIND) mbarrier_arrive(b.a_empty + read_a * 8), mbarrier_arrive(b.x_empty + read_x * 8);
