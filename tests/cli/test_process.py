@@ -16,13 +16,20 @@ import pytest
 from crafting import gaussian, write_model
 
 PROGRAM = [sys.executable, "-c", "from tersor.cli import main; main()"]
+# A fifth of a second for each tensor: time for a signal, however busy the machine is.
+SLOW = [
+    sys.executable,
+    "-c",
+    "import time; from tersor.pipeline import shard_writer as writer; line = writer._journal_line;"
+    "writer._journal_line = lambda *of: (time.sleep(0.2), line(*of))[1];" + PROGRAM[2],
+]
 
 
 def test_interrupted_is_130_and_goes_on(tmp_path: Path) -> None:
     """Ctrl-C while compressing: one line, status 130; the same command again ends it."""
     plain = write_model(tmp_path / "m", [{f"w{i}": gaussian((1024, 2048), seed=i) for i in range(16)}])
-    command = [*PROGRAM, "compress", str(plain), str(tmp_path / "out"), "--json"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = ["compress", str(plain), str(tmp_path / "out"), "--json"]
+    running = subprocess.Popen([*SLOW, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     journal = tmp_path / "out.partial" / "model.safetensors.journal"
     until = time.monotonic() + 60
     while not (journal.exists() and journal.stat().st_size > 800) and time.monotonic() < until:
@@ -33,7 +40,7 @@ def test_interrupted_is_130_and_goes_on(tmp_path: Path) -> None:
     assert "Traceback" not in err
     assert "run the same command again" in json.loads(out)["error"]["message"]
     assert not (tmp_path / "out").exists()
-    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    again = subprocess.run([*PROGRAM, *command], check=True, capture_output=True, text=True)
     assert json.loads(again.stdout)["resumed_tensors"] > 0
 
 
