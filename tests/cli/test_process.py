@@ -16,8 +16,8 @@ import pytest
 from crafting import gaussian, write_model
 
 PROGRAM = [sys.executable, "-c", "from tersor.cli import main; main()"]
-# A fifth of a second for each tensor: time for a signal, however busy the machine is. It is heard even where whoever runs
-# the tests ignores it, as shells have their background jobs do.
+# A fifth of a second for each tensor: time for a signal, however busy the machine is. It is heard even where whoever
+# runs the tests ignores it, as shells have their background jobs do.
 SLOW = [
     sys.executable,
     "-c",
