@@ -71,7 +71,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
         const int next = min(run.end, (unit / w.split.segments + 1) * w.split.segments);
         const int steps = (w.stages_before(next) - w.stages_before(unit)) * 2;
         sums.clear();
-        u32 read = 0;  // the slot before
+        u32 before = 0, read = 0;  // the slots before
 #pragma unroll 1
         for (int k = 0; k < steps; k++) {
             if (brings_x) activations.ask(x, slots, b, rank);
@@ -83,25 +83,29 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
             for (int i = 0; i < 4; i++) sums.add(a_tiles + at + i * DESCRIPTOR_STEP, x_tiles + at + i * DESCRIPTOR_STEP);
             wgmma_commit();
             wgmma_wait<1>();
-            if (k > 0 && lane < SHARERS) mbarrier_arrive_at(empty + read * 8);
-            read = turn.number;
+            // The last two steps' activations have given their place to sums before they are given back.
+            if (k > 0 && lane < (k + 1 < steps ? SHARERS : CLUSTER_TOKENS)) mbarrier_arrive_at(empty + read * 8);
+            before = read, read = turn.number;
             turn.advance();
         }
         wgmma_wait<0>();
-        if (lane < SHARERS) mbarrier_arrive_at(empty + read * 8);
+        if (lane < CLUSTER_TOKENS) mbarrier_arrive_at(empty + read * 8);
         const Landing<SLOTS * SLOT_BYTES / (CONSUMERS * PART_BYTES)> landing(slots, b.landed);
         const auto quiet = [&] {  // here and in those who share these weights: a block copies its strips to them
             for (int i = 0; i < SLOTS; i++) mbarrier_wait(b.a_empty + i * 8, i < turn.number ? turn.parity : turn.parity ^ 1);
         };
-        unit = sums.hand_over(out, w.split, run, parts, landing, quiet, unit, rank.row, rank.token);
+        const Staging staging{slots + TILE_BYTES + before * SLOT_BYTES, (read - before) * SLOT_BYTES};
+        unit = sums.hand_over(out, w.split, run, parts, landing, quiet, staging, unit, rank.row, rank.token);
+        if (lane >= CLUSTER_TOKENS && lane < SHARERS) mbarrier_arrive_at(empty + before * 8), mbarrier_arrive_at(empty + read * 8);
     }
+    if (threadIdx.x % (4 * WARP) == STORING) tensor_stores_done();
 }
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
 cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, const u8* __restrict__ records,
                const __grid_constant__ TensorMap x,  // [tokens][cols] bfloat16, SHARED_TOKENS x HALF_COLS at a time
+               const __grid_constant__ TensorMap y,  // [tokens][rows] bfloat16, TOKENS x 64 at a time
                const u16* __restrict__ bias, // [rows] bfloat16 or null
-               u16* __restrict__ y,          // [tokens][rows] bfloat16
                float4* __restrict__ partial, // [clusters][CLUSTER][QUADS], where tiles are cut
                u32* __restrict__ flags,      // [clusters][CLUSTER][CONSUMERS], zero
                int rows, int tokens, int halves, int chunk,
@@ -121,7 +125,7 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
     if (threadIdx.x == 0) run.find(w.split), barriers.init();
     cluster_sync();  // no block writes to another before its barriers are there
     if (warp < CONSUMERS) {
-        const Output out{bias, y, rows, tokens, power_of_two(exponent)};
+        const Output out{&y, bias, rows, power_of_two(exponent)};
         const Parts parts{partial, flags};
         consume(w, out, x, parts, slots, barriers, rank, run, warp / 4);
     } else {

@@ -73,6 +73,18 @@ __device__ __forceinline__ void tensor_copy_to_all(u32 to, const TensorMap& from
         "l"(&from), "r"(col), "r"(row), "r"(barrier), "h"(ranks)
         : "memory");
 }
+// A part, from where copies of it come, to the matrix; what is outside goes nowhere.
+__device__ __forceinline__ void tensor_store(const TensorMap& to, int row, int col, u32 from) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&to), "r"(col),
+                 "r"(row), "r"(from)
+                 : "memory");
+}
+// Until this thread's stores have read shared memory.
+__device__ __forceinline__ void tensor_stores_read() {
+    asm volatile("cp.async.bulk.commit_group;\n\tcp.async.bulk.wait_group.read 0;" ::: "memory");
+}
+// Until they have all been made.
+__device__ __forceinline__ void tensor_stores_done() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 // What others stored to global memory, and this thread has seen, for its bulk copies to see.
 __device__ __forceinline__ void global_stores_seen() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 // What this thread stored to shared memory, for bulk copies and wgmma to see.

@@ -10,12 +10,11 @@
 __device__ __forceinline__ void decode_tiles(const Weights& w, const u8* areas, u32 operands, const Barriers& barriers,
                                              int decoder, int stages) {
     const int lane = threadIdx.x % WARP, strip = decoder % STRIPS, part = decoder / STRIPS;
-    static_assert(!SPREAD || STEP_HALVES == 2, "what a half gives goes to both tiles of a step");
     const Pieces pieces(lane);
     areas += strip * AREA_BYTES;
     operands += strip * STRIP_BYTES;
     Turn<STAGES> in(part);
-    Turn<A_SLOTS> out(part * STAGE_STEPS);
+    Turn<A_SLOTS> out(part);
     Stage stage;
     Patches patches;
 #pragma unroll 1
@@ -31,11 +30,9 @@ __device__ __forceinline__ void decode_tiles(const Weights& w, const u8* areas, 
             patches.load(area + RECORD_AT, w.records + (long long)note.y * ALIGN, lane);
         }
         stage.open(area, lane);
+        const u32 filled = barriers.a_full + out.number * 8, rows = operands + out.number * A_BYTES;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            constexpr int LAST = STEP_HALVES - 1;
-            const u32 filled = barriers.a_full + out.number * 8;
-            const u32 rows = operands + out.number * A_BYTES + h % STEP_HALVES * TILE_BYTES;
             u32 a[4][4];
             if (h == 0 || note.x & WHOLE)
                 stage.half_bf16(a, h);
@@ -45,16 +42,15 @@ __device__ __forceinline__ void decode_tiles(const Weights& w, const u8* areas, 
                 __syncwarp();
                 if (lane == 0) mbarrier_arrive(free);
             }
-            if (h % STEP_HALVES == 0) mbarrier_wait(filled + A_SLOTS * 8, out.parity ^ 1);
-            pieces.store(SPREAD ? rows + (pieces.tile - h) * TILE_BYTES : rows, a, h);
-            if (h % STEP_HALVES < LAST) continue;
-            __syncwarp();  // the fillers are there before the exceptions
-#pragma unroll
-            for (int i = LAST; i >= 0; i--) patches.apply(rows - i * TILE_BYTES, first + h - i, lane);
-            shared_stores_done();
-            __syncwarp();
-            if (lane == 0) mbarrier_arrive(filled);
-            out.advance(h == 1 ? (PARTS - 1) * STAGE_STEPS + 1 : 1);
+            if (h == 0) mbarrier_wait(filled + A_SLOTS * 8, out.parity ^ 1);
+            pieces.store(SPREAD ? rows + pieces.tile * TILE_BYTES : rows + h * TILE_BYTES, a, h);
         }
+        __syncwarp();  // the fillers are there before the exceptions
+#pragma unroll
+        for (int h = 0; h < 2; h++) patches.apply(rows + h * TILE_BYTES, first + h, lane);
+        shared_stores_done();
+        __syncwarp();
+        if (lane == 0) mbarrier_arrive(filled);
+        out.advance(PARTS);
     }
 }

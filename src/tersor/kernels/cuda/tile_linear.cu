@@ -31,7 +31,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
 #pragma unroll 1
     while (unit < run.end) {
         const int next = min(run.end, (unit / w.split.segments + 1) * w.split.segments);
-        const int steps = uniform((w.stages_before(next) - w.stages_before(unit)) * STAGE_STEPS);
+        const int steps = uniform(w.stages_before(next) - w.stages_before(unit));
         sums.clear();
         u32 read_a = 0, read_x = 0;  // the step that is done
 #pragma unroll 1
@@ -42,29 +42,34 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
             const u32 a = a_tiles + turn_a.number * (A_BYTES >> 4), x = x_tiles + turn_x.number * (X_BYTES >> 4);
             wgmma_begin();
 #pragma unroll
-            for (int i = 0; i < STEP_HALVES * 4; i++)
+            for (int i = 0; i < 8; i++)
                 sums.add(a + (i / 4 * TILE_BYTES >> 4) + i % 4 * DESCRIPTOR_STEP,
                          x + (i / 4 * X_TILE_BYTES >> 4) + i % 4 * DESCRIPTOR_STEP);
             wgmma_commit();
             wgmma_wait<BEHIND>();
-            if (leader && k >= BEHIND) mbarrier_arrive(b.a_empty + read_a * 8), mbarrier_arrive(b.x_empty + read_x * 8);
+            // The last step's activations give their place to sums before it is given back.
+            if (leader && k >= BEHIND && k + 1 - BEHIND < steps)
+                mbarrier_arrive(b.a_empty + read_a * 8), mbarrier_arrive(b.x_empty + read_x * 8);
             if (BEHIND) read_a = turn_a.number, read_x = turn_x.number;
             turn_a.advance();
             turn_x.advance();
         }
         wgmma_wait<0>();
-        if (leader && BEHIND) mbarrier_arrive(b.a_empty + read_a * 8), mbarrier_arrive(b.x_empty + read_x * 8);
+        if (leader) mbarrier_arrive(b.a_empty + read_a * 8);
         const Landing<AREAS_AT / (CONSUMERS * PART_BYTES)> landing(operands_a, b.landed);
         const auto quiet = [] { barrier_sync(1, CONSUMERS * WARP); };
-        unit = sums.hand_over(out, w.split, run, parts, landing, quiet, unit, 0, 0);
+        const Staging staging{operands_x + read_x * X_BYTES, X_TILE_BYTES};
+        unit = sums.hand_over(out, w.split, run, parts, landing, quiet, staging, unit, 0, 0);
+        if (leader) mbarrier_arrive(b.x_empty + read_x * 8);
     }
+    if (threadIdx.x % (4 * WARP) == STORING) tensor_stores_done();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
 tile_linear(const u8* __restrict__ weights, const int* __restrict__ places, const u8* __restrict__ records,
             const __grid_constant__ TensorMap x,  // [tokens][cols] bfloat16, TOKENS x HALF_COLS at a time
+            const __grid_constant__ TensorMap y,  // [tokens][rows] bfloat16, TOKENS x 64 at a time
             const u16* __restrict__ bias, // [rows] bfloat16 or null
-            u16* __restrict__ y,          // [tokens][rows] bfloat16
             float4* __restrict__ partial, // [blocks][QUADS], where tiles are cut
             u32* __restrict__ flags,      // [blocks][CONSUMERS], zero
             int rows, int tokens, int halves, int chunk,
@@ -90,7 +95,7 @@ tile_linear(const u8* __restrict__ weights, const int* __restrict__ places, cons
 #if CONSUMER_REGISTERS
         asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
 #endif
-        const Output out{bias, y, rows, tokens, power_of_two(exponent)};
+        const Output out{&y, bias, rows, power_of_two(exponent)};
         consume(w, out, parts, base, operands_x, barriers, run, GROUPS == 1 ? 0 : warp / 4);
     } else if (warp < CONSUMERS + DECODERS) {
 #if CONSUMER_REGISTERS

@@ -3,6 +3,14 @@
 #include "tile_parts.cuh"
 #include "wgmma.cuh"
 
+constexpr int STORING = 3 * WARP;  // of a warpgroup, the thread that stores; others have other work
+
+// Where a tile's sums are on their way to y: operand tiles of activations, which are as large, one for each 64 rows.
+struct Staging {
+    u32 first, apart;
+    __device__ __forceinline__ u32 of(int block) const { return first + block * apart; }
+};
+
 struct Sums {
     float of[BLOCKS_OF_64][WIDTHS][WIDTH / 2];
 
@@ -22,10 +30,10 @@ struct Sums {
     }
     // The sums of a run's units from `unit` on to the end of their tile or of the run: to y, with the others' parts, or to the
     // tile's owner. Returns the unit after them. `row`, `token`: of the block in its cluster. `quiet` waits until nobody
-    // reads operands any more; then `landing` is free.
+    // reads operands any more; then `landing` is free. `staging` is free when this warp's product is done, and when it is back.
     template <typename Quiet, int COUNT>
     __device__ __forceinline__ int hand_over(const Output& out, const Split& split, const Run& run, const Parts& parts,
-                                             const Landing<COUNT>& landing, Quiet quiet, int unit, int row, int token) {
+                                             const Landing<COUNT>& landing, Quiet quiet, Staging staging, int unit, int row, int token) {
 #pragma unroll
         for (int m = 0; m < BLOCKS_OF_64; m++)
 #pragma unroll
@@ -39,7 +47,7 @@ struct Sums {
                 quiet();
                 add_parts(parts, landing, run);
             }
-            write(out, tile / split.token_tiles * CLUSTER_ROWS + row, tile % split.token_tiles * CLUSTER_TOKENS + token);
+            write(out, staging, tile / split.token_tiles * CLUSTER_ROWS + row, tile % split.token_tiles * CLUSTER_TOKENS + token);
         }
         return min(run.end, tile_end);
     }
@@ -86,21 +94,39 @@ private:
                 own[0] += more.x, own[1] += more.y, own[2] += more.z, own[3] += more.w;
             }
     }
-    __device__ __forceinline__ void write(const Output& out, int row_tile, int token_tile) {
-        const bool inside = TOKENS >= 128 && out.inside(row_tile, token_tile);  // smaller tiles have no registers to spare
+    // By way of shared memory: 16 bytes of each of 8 tokens at a time would keep the stores busy for longer than a tile's
+    // multiplication leaves.
+    __device__ __forceinline__ void write(const Output& out, Staging staging, int row_tile, int token_tile) {
+        const int group = threadIdx.x / (4 * WARP), warp = threadIdx.x / WARP % 4, lane = threadIdx.x % WARP;
+        barrier_sync(1, CONSUMERS * WARP);  // nobody reads operands any more, or parts that came there
 #pragma unroll
         for (int m = 0; m < BLOCKS_OF_64; m++) {
-            const float2 biases = out.biases(row_tile, Quad(threadIdx.x, m, 0));
+            const int block = group * BLOCKS_OF_64 + m;
+            const float2 bias = out.biases(row_tile * TALL + block * 64 + warp * 16 + lane / 4);
+            // Matrices of 8 rows x 8 tokens: rows and the next eight, tokens and the next eight.
+            const u32 to = staging.of(block) + (lane / 16 * 8 + lane % 8) * ROW_BYTES + ((warp * 2 + lane / 8 % 2 ^ lane % 8) << 4);
 #pragma unroll
-            for (int j = 0; j < ROW_QUADS; j++) {
-                const float* own = quad(m, j);
-                const float4 four = make_float4(own[0], own[1], own[2], own[3]);
-                const Quad at(threadIdx.x, m, j);
-                if (inside)
-                    out.write_whole(row_tile, token_tile, at, four, biases);
-                else
-                    out.write(row_tile, token_tile, at, four);
+            for (int j = 0; j < ROW_QUADS; j += 2) {
+                u32 pairs[4];  // of tokens
+#pragma unroll
+                for (int k = 0; k < 2; k++) {
+                    const float* own = quad(m, j + k);
+                    pairs[2 * k] = to_bf16x2(own[0] * out.scale + bias.x, own[1] * out.scale + bias.x);
+                    pairs[2 * k + 1] = to_bf16x2(own[2] * out.scale + bias.y, own[3] * out.scale + bias.y);
+                }
+                store_matrices_transposed(to + j * (8 * ROW_BYTES), pairs[0], pairs[1], pairs[2], pairs[3]);
             }
         }
+        shared_stores_done();
+        barrier_sync(2 + group, 4 * WARP);
+        if (threadIdx.x % (4 * WARP) == STORING) {
+#pragma unroll
+            for (int m = 0; m < BLOCKS_OF_64; m++) {
+                const int block = group * BLOCKS_OF_64 + m;
+                tensor_store(*out.y, token_tile * TOKENS, row_tile * TALL + block * 64, staging.of(block));
+            }
+            tensor_stores_read();
+        }
+        __syncwarp();
     }
 };

@@ -7,7 +7,7 @@
 // for a last wave. A run that holds all of a tile writes y; where a tile is cut, the cluster that begins it waits for what
 // the others have of it (tile_parts.cuh).
 #pragma once
-#include "ptx.cuh"
+#include "mbarrier.cuh"
 
 constexpr int TALL = 128;                       // rows of a tile
 constexpr int STRIPS = TALL / TILE_ROWS;
@@ -27,49 +27,14 @@ struct Split {
     }
 };
 
-// Where sums quad (m, j) of a consumer thread belongs: rows `row` and `row` + 8 of y, tokens `token` and `token` + 1.
-struct Quad {
-    int row, token;
-    __device__ __forceinline__ Quad(int thread, int m, int j) {
-        const int group = thread / 128, warp = thread / WARP % 4, lane = thread % WARP;
-        row = (group * BLOCKS_OF_64 + m) * 64 + warp * 16 + lane / 4;
-        token = j * 8 + lane % 4 * 2;
-    }
-};
-
 struct Output {
-    const u16* bias;  // [rows] or null
-    u16* y;           // [tokens][rows]
-    int rows, tokens;
-    float scale;      // of the layout's sums
+    const TensorMap* y;  // [tokens][rows], TOKENS x 64 at a time
+    const u16* bias;     // [rows] or null
+    int rows;
+    float scale;         // of the layout's sums
 
-    __device__ __forceinline__ void write(int row, int token, float first, float second) const {
-        if (row >= rows) return;
-        const float b = bias ? from_bf16(__ldg(bias + row)) : 0.f;
-        u16* to = y + (long long)token * rows + row;
-        if (token < tokens) to[0] = to_bf16(first * scale + b);
-        if (token + 1 < tokens) to[rows] = to_bf16(second * scale + b);
-    }
-    __device__ __forceinline__ void write(int row_tile, int token_tile, Quad at, float4 sums) const {
-        const int row = row_tile * TALL + at.row, token = token_tile * TOKENS + at.token;
-        write(row, token, sums.x, sums.y);
-        write(row + 8, token, sums.z, sums.w);
-    }
-    // Whether all of a tile can be written by `write_whole`.
-    __device__ __forceinline__ bool inside(int row_tile, int token_tile) const {
-        return (row_tile + 1) * TALL <= rows && (token_tile + 1) * TOKENS <= tokens && rows % 2 == 0;
-    }
-    // Quads of a warp, which are 16 rows x 8 tokens: transposed, so that a lane has two rows of one token. `biases` are
-    // those of rows `at.row` and `at.row` + 8.
-    __device__ __forceinline__ void write_whole(int row_tile, int token_tile, Quad at, float4 sums, float2 biases) const {
-        const int lane = threadIdx.x % WARP, row = row_tile * TALL + at.row - lane / 4 + lane % 4 * 2;
-        const int token = token_tile * TOKENS + at.token - lane % 4 * 2 + lane / 4;
-        u32* to = (u32*)(y + (long long)token * rows + row);
-        to[0] = transposed(to_bf16x2(sums.x * scale + biases.x, sums.y * scale + biases.x));
-        to[4] = transposed(to_bf16x2(sums.z * scale + biases.y, sums.w * scale + biases.y));
-    }
-    __device__ __forceinline__ float2 biases(int row_tile, Quad at) const {
-        const int row = row_tile * TALL + at.row;
+    // Of rows `row` and `row` + 8.
+    __device__ __forceinline__ float2 biases(int row) const {
         if (!bias) return make_float2(0, 0);
         return make_float2(row < rows ? from_bf16(__ldg(bias + row)) : 0, row + 8 < rows ? from_bf16(__ldg(bias + row + 8)) : 0);
     }

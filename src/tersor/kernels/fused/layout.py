@@ -66,11 +66,6 @@ class Geometry(ABC):
         """The layout's numbers, as the CUDA text knows them, the skeleton's among them."""
 
     @property
-    @abstractmethod
-    def spread(self) -> bool:
-        """Whether the columns that lanes have in half a stage are spread over all of it, and not one half of it."""
-
-    @property
     def strips(self) -> int:
         """Strips of 16 rows."""
         return -(-self.rows // STRIP_ROWS)

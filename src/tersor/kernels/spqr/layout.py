@@ -121,11 +121,6 @@ class Geometry(fused.Geometry):
         return self.stages * STAGE_COLS
 
     @property
-    def spread(self) -> bool:
-        """A lane has 32 columns side by side, 16 in each half."""
-        return True
-
-    @property
     def groups(self) -> int:
         """Groups in a row of a stage."""
         return STAGE_COLS // self.group

@@ -101,7 +101,8 @@ def tile_linear(
     plan = planned(geometry, tokens, kept, variant, device)
     split, exponent = plan.split, matrix.unit + plan.weight_shift
     pieces = in_pieces(x)
-    y = x.new_empty((tokens, geometry.rows))
+    width = -(-geometry.rows // _PIECE) * _PIECE  # rows of y begin at whole pieces too
+    y = x.new_empty((tokens, width))[:, : geometry.rows]
     partial = raised = None
     if split.cuts:
         blocks = plan.launch.blocks[0]
@@ -110,9 +111,10 @@ def tile_linear(
     plan.product(
         plan.launch, device, matrix.stages, matrix.places, matrix.records,
         tensor_map(pieces, plan.variant.tokens // plan.variant.cluster[0], _HALF_COLS),
-        bias, y, partial, raised, geometry.rows, tokens, geometry.halves, split.chunk, exponent,
+        tensor_map(y, plan.variant.tokens, _HALF_COLS),
+        bias, partial, raised, geometry.rows, tokens, geometry.halves, split.chunk, exponent,
     )  # fmt: skip
-    return y
+    return y.contiguous()  # itself nearly always
 
 
 def kept_for(geometry: Geometry, places: torch.Tensor, records: torch.Tensor) -> int:

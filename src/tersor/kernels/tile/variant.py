@@ -84,8 +84,7 @@ def _record_bytes(geometry: Geometry, kept: int) -> int:
 class Variant(Build):
     """One build of `tile_linear`: `tokens` of a tile, consumer warpgroups, decoding warps, depth of the three rings.
 
-    `stages`: compressed stages of each strip; `a_slots`, `x_slots`: operand tiles of `step_halves` x 64 columns.
-    `step_halves`: halves of a stage that are multiplied at a time, both where there is room for two such steps.
+    `stages`: compressed stages of each strip; `a_slots`, `x_slots`: operands of 128 columns, of a stage.
     `registers`: of a consumer, a decoder and a feeder, where sums leave too few for all alike; else zeros.
     `kept`: exceptions of a segment that a lane holds in registers; more are slow.
     """
@@ -97,7 +96,6 @@ class Variant(Build):
     a_slots: int
     x_slots: int
     blocks_per_sm: int = 1
-    step_halves: int = 2
     registers: tuple[int, int, int] = (0, 0, 0)
     kept: int = 4
     cluster: tuple[int, int] = field(default=(1, 1), init=False, repr=False)  # every block for itself
@@ -110,7 +108,7 @@ class Variant(Build):
 
     def shared(self, geometry: Geometry) -> int:
         """Bytes of dynamic shared memory of a block, laid out as in tile_rings.cuh."""
-        operands = (self.a_slots * TILE_ROWS + self.x_slots * self.tokens) * self.step_halves * _HALF_BYTES
+        operands = (self.a_slots * TILE_ROWS + self.x_slots * self.tokens) * 2 * _HALF_BYTES
         areas = self.stages * _STRIPS * (geometry.stage_bytes + _record_bytes(geometry, self.kept))
         barriers = 8 * (2 * (self.stages + self.a_slots + self.x_slots) + self.consumers)
         return _STRIP_ALIGN + operands + areas + barriers
@@ -119,10 +117,6 @@ class Variant(Build):
         """The same, but for `kept`."""
         return replace(self, kept=kept)
 
-    def fits(self, geometry: Geometry) -> bool:
-        """Whether it has room for the layout's stages, and what a half gives is a step's."""
-        return super().fits(geometry) and (self.step_halves == 2 or not geometry.spread)
-
     def macros(self, geometry: Geometry) -> tuple[tuple[str, int], ...]:
         """What this build is compiled with."""
         consumer, decoder, feeder = self.registers
@@ -130,7 +124,6 @@ class Variant(Build):
             *self.common(geometry),
             ("DECODERS", self.decoders),
             ("STAGES", self.stages),
-            ("STEP_HALVES", self.step_halves),
             ("A_SLOTS", self.a_slots),
             ("X_SLOTS", self.x_slots),
             ("KEPT", self.kept),
@@ -201,13 +194,11 @@ VARIANTS: dict[int, tuple[Build, ...]] = {
     64: (Variant(64, 2, 16, 4, 2, 3), Variant(64, 2, 8, 3, 2, 4)),
     128: (
         Variant(128, 2, 8, 2, 2, 4),
-        Variant(128, 2, 8, 3, 4, 4, step_halves=1),
         Variant(128, 2, 8, 2, 2, 3),
         Variant(128, 2, 8, 3, 2, 3),
     ),
     256: (
         Variant(256, 2, 8, 2, 2, 2, registers=_SHARED_OUT),
-        Variant(256, 2, 8, 2, 4, 3, step_halves=1, registers=_SHARED_OUT),
         Variant(256, 2, 8, 1, 2, 2, registers=_SHARED_OUT),
     ),
     512: (ClusterVariant(256, (1, 2), 4, 2), ClusterVariant(256, (2, 2), 4, 2)),

@@ -88,11 +88,6 @@ class Geometry(fused.Geometry):
         return STAGE_BYTES
 
     @property
-    def spread(self) -> bool:
-        """A half of a stage is a block."""
-        return False
-
-    @property
     def macros(self) -> tuple[tuple[str, int], ...]:
         """The same for every matrix."""
         return MACROS
