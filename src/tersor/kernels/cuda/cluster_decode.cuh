@@ -56,6 +56,8 @@ __device__ __forceinline__ void decode_strip(const Weights& w, u8* areas, u32 sl
     StageFeed feed(w, begin, end, rank.row * STRIPS + own);
     if (lane == 0)
         for (int i = 0; i < STAGES; i++) feed.ask(w, areas + i * AREA_BYTES, stage_full + i * 8);
+    __syncwarp();
+    cluster_wait();  // no block writes to another before its barriers are there
     // Lane i brings what is done to the i-th of the others with these weights.
     const u32 others_strips = lane < CLUSTER_TOKENS - 1 ? address_of_rank(strips, rank.other(lane)) : 0;
     const u32 others_full = lane < CLUSTER_TOKENS - 1 ? address_of_rank(b.full, rank.other(lane)) : 0;

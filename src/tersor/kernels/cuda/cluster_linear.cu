@@ -57,12 +57,14 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
     const u32 empty = b.empty_of(rank, lane);
     ActivationFeed activations(w, rank, run.begin, run.end);
     const bool brings_x = threadIdx.x == 0;
+    if (CLUSTER_ROWS > 1) cluster_wait();
     if (brings_x) {
         previous_done();
         let_next_begin();
         for (int i = 0; i < AHEAD; i++) activations.ask(x, slots, b, rank);
     }
     __syncwarp();
+    if (CLUSTER_ROWS == 1) cluster_wait();
     Sums sums;
     Turn<SLOTS> turn;
     int unit = uniform(run.begin);
@@ -98,7 +100,6 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
         unit = sums.hand_over(out, w.split, run, parts, landing, quiet, staging, unit, rank.row, rank.token);
         if (lane >= CLUSTER_TOKENS && lane < SHARERS) mbarrier_arrive_at(empty + before * 8), mbarrier_arrive_at(empty + read * 8);
     }
-    if (threadIdx.x % (4 * WARP) == STORING) tensor_stores_done();
 }
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
@@ -122,8 +123,10 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
     w.split.units = ceil_div(rows, TALL * CLUSTER_ROWS) * w.token_tiles * w.split.segments;
     w.split.chunk = chunk;
     __shared__ Run run;
-    if (threadIdx.x == 0) run.find(w.split), barriers.init();
-    cluster_sync();  // no block writes to another before its barriers are there
+    if (threadIdx.x == 0) run.find(w.split), prefetch(y);
+    if (threadIdx.x == WARP) barriers.init(), prefetch(x);
+    __syncthreads();
+    cluster_arrive();
     if (warp < CONSUMERS) {
         const Output out{&y, bias, rows, power_of_two(exponent)};
         const Parts parts{partial, flags};
@@ -132,5 +135,5 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
         decode_strip(w, shared + AREAS_AT, slots, barriers, warp - CONSUMERS, rank, run.begin, run.end);
     }
     __syncwarp();
-    cluster_sync();  // nor leaves while others write to it
+    cluster_sync();  // nobody leaves while others write to it
 }

@@ -79,12 +79,12 @@ __device__ __forceinline__ void tensor_store(const TensorMap& to, int row, int c
                  "r"(row), "r"(from)
                  : "memory");
 }
-// Until this thread's stores have read shared memory.
+// A kernel's parameter to where copies find it.
+__device__ __forceinline__ void prefetch(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
+// Until this thread's stores have read shared memory. That they are made, the end of the kernel waits for.
 __device__ __forceinline__ void tensor_stores_read() {
     asm volatile("cp.async.bulk.commit_group;\n\tcp.async.bulk.wait_group.read 0;" ::: "memory");
 }
-// Until they have all been made.
-__device__ __forceinline__ void tensor_stores_done() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
 // What others stored to global memory, and this thread has seen, for its bulk copies to see.
 __device__ __forceinline__ void global_stores_seen() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 // What this thread stored to shared memory, for bulk copies and wgmma to see.

@@ -62,7 +62,6 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
         unit = sums.hand_over(out, w.split, run, parts, landing, quiet, staging, unit, 0, 0);
         if (leader) mbarrier_arrive(b.x_empty + read_x * 8);
     }
-    if (threadIdx.x % (4 * WARP) == STORING) tensor_stores_done();
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
@@ -89,7 +88,8 @@ tile_linear(const u8* __restrict__ weights, const int* __restrict__ places, cons
     w.split.chunk = chunk;
     const Parts parts{partial, flags};
     __shared__ Run run;
-    if (threadIdx.x == 0) run.find(w.split), barriers.init();
+    if (threadIdx.x == 0) run.find(w.split), prefetch(y);
+    if (threadIdx.x == WARP) barriers.init(), prefetch(x);
     __syncthreads();
     if (warp < CONSUMERS) {
 #if CONSUMER_REGISTERS
