@@ -45,7 +45,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
             segments: int,
             of_tile: int,
             places: int,
-            cluster: tuple[int, int] = (1, 1),
+            cluster: int = 1,
         ) -> Split:
             best = chosen(rows, tokens, segments, of_tile, places, cluster)
             chunk = segments // parts
@@ -92,7 +92,7 @@ def flags_are_down() -> bool:
 def test_cut_tiles_are_put_together(build: Build, cols: int, parts: int, cut: Callable[[int], None]) -> None:
     cut(parts)
     weight, packed = matrix(cols)
-    x = torch.randn(build.tokens * build.cluster[1] + 7, cols, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(build.tokens * build.cluster + 7, cols, device="cuda", dtype=torch.bfloat16)
     first = product(x, packed, build)
     kept = tile.kept_for(packed.geometry, packed.places, packed.records)
     split = tile.planned(packed.geometry, x.shape[0], kept, build, x.device).split

@@ -76,7 +76,7 @@ def check(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
 def test_every_build_is_as_good_as_cublas(shape: tuple[int, int], build: Build) -> None:
     weight = gaussian(*shape)
     packed = window.pack(weight)
-    tile = build.tokens * build.cluster[1]
+    tile = build.tokens * build.cluster
     for tokens in (1, tile - 1, tile, tile + 1, 3 * tile - 5):
         x = torch.randn(tokens, shape[1], device="cuda", dtype=torch.bfloat16)
         check(poisoned(x, packed, build), x, weight)
@@ -103,7 +103,7 @@ def test_hostile_weights(shape: tuple[int, int], tokens: int) -> None:
 def test_the_result_is_the_same_every_time(build: Build) -> None:
     weight = gaussian(1040, 8192)  # of which every build cuts tiles
     packed = window.pack(weight)
-    x = torch.randn(build.tokens * build.cluster[1] + 7, 8192, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(build.tokens * build.cluster + 7, 8192, device="cuda", dtype=torch.bfloat16)
     first = poisoned(x, packed, build)
     check(first, x, weight)
     for _ in range(20):

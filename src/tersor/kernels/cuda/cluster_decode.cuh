@@ -46,21 +46,22 @@ struct StageFeed {
 };
 
 // Warp `decoder` of DECODERS in block `rank`. `slots`: address of the first one's weights.
-__device__ __forceinline__ void decode_strip(const Weights& w, u8* areas, u32 slots, const Barriers& b, int decoder, Rank rank,
+__device__ __forceinline__ void decode_strip(const Weights& w, u8* areas, u32 slots, const Barriers& b, int decoder, int rank,
                                              int begin, int end) {
-    const int lane = threadIdx.x % WARP, own = rank.token * DECODERS + decoder;  // of the strips of a tile
+    const int lane = threadIdx.x % WARP, own = rank * DECODERS + decoder;  // of the strips of a tile
     const Pieces pieces(lane);
     const u32 stage_full = b.stages + decoder * STAGES * 8, strips = slots + own * STRIP_BYTES;
     areas += decoder * (STAGES * AREA_BYTES);
-    Cursor at(w, begin, end, rank.row * STRIPS + own);
-    StageFeed feed(w, begin, end, rank.row * STRIPS + own);
+    Cursor at(w, begin, end, own);
+    StageFeed feed(w, begin, end, own);
     if (lane == 0)
         for (int i = 0; i < STAGES; i++) feed.ask(w, areas + i * AREA_BYTES, stage_full + i * 8);
     __syncwarp();
     cluster_wait();  // no block writes to another before its barriers are there
-    // Lane i brings what is done to the i-th of the others with these weights.
-    const u32 others_strips = lane < CLUSTER_TOKENS - 1 ? address_of_rank(strips, rank.other(lane)) : 0;
-    const u32 others_full = lane < CLUSTER_TOKENS - 1 ? address_of_rank(b.full, rank.other(lane)) : 0;
+    // Lane i brings what is done to the i-th of the others.
+    const int other = lane + (lane >= rank);
+    const u32 others_strips = lane < CLUSTER - 1 ? address_of_rank(strips, other) : 0;
+    const u32 others_full = lane < CLUSTER - 1 ? address_of_rank(b.full, other) : 0;
     Turn<STAGES> in;
     Turn<SLOTS> out;
     Stage stage;
@@ -95,7 +96,7 @@ __device__ __forceinline__ void decode_strip(const Weights& w, u8* areas, u32 sl
                 shared_stores_done();
                 __syncwarp();
                 if (lane == 0) mbarrier_arrive(full);
-                if (lane < CLUSTER_TOKENS - 1)
+                if (lane < CLUSTER - 1)
                     bulk_copy_at(others_strips + out.number * SLOT_BYTES, rows, STRIP_BYTES, others_full + out.number * 8);
                 out.advance();
             }

@@ -6,9 +6,7 @@
 //   CONSUMERS   two warpgroups: wgmma on 64 rows x TOKENS tokens each, sums in registers
 //   DECODERS    a warpgroup: a strip of 16 rows each (cluster_decode.cuh)
 //
-// In a cluster of 1 x 2 blocks (cluster_rings.cuh), which is what is used, each decodes half of its tile's weights: they
-// are decoded once for 512 tokens. In one of 2 x 2 each also asks for half of its activations, which then come from the
-// L2 cache once for 256 rows; but fewer of these find room on a GPU.
+// In a cluster of two blocks (cluster_rings.cuh) each decodes half of the rows' weights: they are decoded once for 512 tokens.
 #include "cluster_decode.cuh"
 #include "tile_sums.cuh"
 
@@ -16,55 +14,50 @@ constexpr int THREADS = (CONSUMERS + DECODERS) * WARP;
 constexpr int AHEAD = SLOTS - 2;  // steps from asking for activations to their product: a slot more is being read still
 constexpr int AREAS_AT = SLOTS * SLOT_BYTES, BARRIERS_AT = AREAS_AT + DECODERS * STAGES * AREA_BYTES;
 
-// Activations, a part of each step's tile for all blocks that share it, AHEAD steps before they are multiplied. A lane of
-// the consumers asks for them: it alone has no other work, and has itself read the slot that it fills again.
+// Activations, AHEAD steps before they are multiplied. A lane of the consumers asks for them: it alone has no other work, and
+// has itself read the slot that it fills again.
 struct ActivationFeed {
     int left, end, col;  // steps of the run; of a row, columns
-    int token, tokens;   // this block's part; of all tiles
+    int token, tokens;   // the first of this block's tile; of all tiles
     Turn<SLOTS> turn;
 
-    __device__ __forceinline__ ActivationFeed(const Weights& w, Rank rank, int begin, int stop) {
+    __device__ __forceinline__ ActivationFeed(const Weights& w, int rank, int begin, int stop) {
         const Cursor at(w, begin, stop, 0);
         left = 2 * (w.stages_before(stop) - w.stages_before(begin));
         end = ceil_div(w.halves, 2) * STAGE_COLS, col = at.segment * SEGMENT_COLS;
-        tokens = w.token_tiles * CLUSTER_TOKENS * TOKENS;
-        token = (at.token_tile * CLUSTER_TOKENS + rank.token) * TOKENS + rank.row * SHARED_TOKENS;
+        tokens = w.split.token_tiles * CLUSTER * TOKENS;
+        token = (at.token_tile * CLUSTER + rank) * TOKENS;
     }
-    __device__ __forceinline__ void ask(const TensorMap& x, u32 slots, const Barriers& b, Rank rank) {
+    __device__ __forceinline__ void ask(const TensorMap& x, u32 slots, const Barriers& b) {
         if (left == 0) return;
         left--;
         const u32 full = b.full + turn.number * 8;
-        const u32 to = slots + turn.number * SLOT_BYTES + TILE_BYTES + rank.row * (SHARED_TOKENS * ROW_BYTES);
         mbarrier_wait(b.x_empty + turn.number * 8, turn.parity ^ 1);
         mbarrier_arrive_expect(full, COPIED);
-        if (CLUSTER_ROWS == 1)
-            tensor_copy(to, x, token, col, full);
-        else
-            tensor_copy_to_all(to, x, token, col, full, rank.row_ranks());
+        tensor_copy(slots + turn.number * SLOT_BYTES + TILE_BYTES, x, token, col, full);
         turn.advance();
         col += HALF_COLS;
         if (col < end) return;
-        col = 0, token += CLUSTER_TOKENS * TOKENS;
+        col = 0, token += CLUSTER * TOKENS;
         if (token >= tokens) token -= tokens;
     }
 };
 
 // Warpgroup `group`: known to be the same in all lanes, so that what it tells the tensor cores is reckoned once for a warp.
 __device__ __forceinline__ void consume(const Weights& w, const Output& out, const TensorMap& x, const Parts& parts, u32 slots,
-                                        const Barriers& b, Rank rank, const Run& run, int group) {
+                                        const Barriers& b, int rank, const Run& run, int group) {
     const u32 a_tiles = descriptor(slots + group * BLOCKS_OF_64 * 64 * ROW_BYTES), x_tiles = descriptor(slots + TILE_BYTES);
     const int lane = threadIdx.x % WARP;
-    const u32 empty = b.empty_of(rank, lane);
+    const u32 a_empty = b.a_empty_of(lane);
     ActivationFeed activations(w, rank, run.begin, run.end);
     const bool brings_x = threadIdx.x == 0;
-    if (CLUSTER_ROWS > 1) cluster_wait();
     if (brings_x) {
         previous_done();
         let_next_begin();
-        for (int i = 0; i < AHEAD; i++) activations.ask(x, slots, b, rank);
+        for (int i = 0; i < AHEAD; i++) activations.ask(x, slots, b);
     }
     __syncwarp();
-    if (CLUSTER_ROWS == 1) cluster_wait();
+    cluster_wait();  // nobody tells others of slots before their barriers are there
     Sums sums;
     Turn<SLOTS> turn;
     int unit = uniform(run.begin);
@@ -76,7 +69,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
         u32 before = 0, read = 0;  // the slots before
 #pragma unroll 1
         for (int k = 0; k < steps; k++) {
-            if (brings_x) activations.ask(x, slots, b, rank);
+            if (brings_x) activations.ask(x, slots, b);
             __syncwarp();
             mbarrier_wait(b.full + turn.number * 8, turn.parity);
             const u32 at = turn.number * (SLOT_BYTES >> 4);
@@ -85,26 +78,27 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
             for (int i = 0; i < 4; i++) sums.add(a_tiles + at + i * DESCRIPTOR_STEP, x_tiles + at + i * DESCRIPTOR_STEP);
             wgmma_commit();
             wgmma_wait<1>();
-            // The last two steps' activations have given their place to sums before they are given back.
-            if (k > 0 && lane < (k + 1 < steps ? SHARERS : CLUSTER_TOKENS)) mbarrier_arrive_at(empty + read * 8);
+            if (k > 0 && lane < CLUSTER) mbarrier_arrive_at(a_empty + read * 8);
+            // The last two steps' activations give their place to sums before it is given back.
+            if (k > 0 && k + 1 < steps && lane == CLUSTER) mbarrier_arrive(b.x_empty + read * 8);
             before = read, read = turn.number;
             turn.advance();
         }
         wgmma_wait<0>();
-        if (lane < CLUSTER_TOKENS) mbarrier_arrive_at(empty + read * 8);
+        if (lane < CLUSTER) mbarrier_arrive_at(a_empty + read * 8);
         const Landing<SLOTS * SLOT_BYTES / (CONSUMERS * PART_BYTES)> landing(slots, b.landed);
         const auto quiet = [&] {  // here and in those who share these weights: a block copies its strips to them
             for (int i = 0; i < SLOTS; i++) mbarrier_wait(b.a_empty + i * 8, i < turn.number ? turn.parity : turn.parity ^ 1);
         };
         const Staging staging{slots + TILE_BYTES + before * SLOT_BYTES, (read - before) * SLOT_BYTES};
-        unit = sums.hand_over(out, w.split, run, parts, landing, quiet, staging, unit, rank.row, rank.token);
-        if (lane >= CLUSTER_TOKENS && lane < SHARERS) mbarrier_arrive_at(empty + before * 8), mbarrier_arrive_at(empty + read * 8);
+        unit = sums.hand_over(out, w.split, run, parts, landing, quiet, staging, unit, rank);
+        if (lane == CLUSTER) mbarrier_arrive(b.x_empty + before * 8), mbarrier_arrive(b.x_empty + read * 8);
     }
 }
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
 cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, const u8* __restrict__ records,
-               const __grid_constant__ TensorMap x,  // [tokens][cols] bfloat16, SHARED_TOKENS x HALF_COLS at a time
+               const __grid_constant__ TensorMap x,  // [tokens][cols] bfloat16, TOKENS x HALF_COLS at a time
                const __grid_constant__ TensorMap y,  // [tokens][rows] bfloat16, TOKENS x 64 at a time
                const u16* __restrict__ bias, // [rows] bfloat16 or null
                float4* __restrict__ partial, // [clusters][CLUSTER][QUADS], where tiles are cut
@@ -115,13 +109,9 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
     u8* shared = unaligned + (-shared_address(unaligned) & (STRIP_BYTES - 1));  // swizzle and patches go by addresses
     const u32 slots = shared_address(shared);
     const int warp = uniform(threadIdx.x / WARP);  // the compiler now knows that a warp has one trade
-    const Rank rank(blockIdx.x % CLUSTER);
+    const int rank = blockIdx.x % CLUSTER;
     const Barriers barriers(slots + BARRIERS_AT);
-    Weights w{weights, places, records, ceil_div(rows, TILE_ROWS), halves, ceil_div(tokens, TOKENS * CLUSTER_TOKENS)};
-    w.split.segments = ceil_div(halves, SEGMENT_HALVES);
-    w.split.token_tiles = w.token_tiles;
-    w.split.units = ceil_div(rows, TALL * CLUSTER_ROWS) * w.token_tiles * w.split.segments;
-    w.split.chunk = chunk;
+    const Weights w{weights, places, records, ceil_div(rows, TILE_ROWS), halves, Split(rows, tokens, halves, chunk)};
     __shared__ Run run;
     if (threadIdx.x == 0) run.find(w.split), prefetch(y);
     if (threadIdx.x == WARP) barriers.init(), prefetch(x);

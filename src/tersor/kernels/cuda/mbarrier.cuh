@@ -65,14 +65,6 @@ __device__ __forceinline__ void tensor_copy(u32 to, const TensorMap& from, int r
         "l"(&from), "r"(col), "r"(row), "r"(barrier)
         : "memory");
 }
-// The same to the same place, and barrier, of every block of the cluster whose bit is set in `ranks`.
-__device__ __forceinline__ void tensor_copy_to_all(u32 to, const TensorMap& from, int row, int col, u32 barrier, u16 ranks) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], "
-        "[%4], %5;" ::"r"(to),
-        "l"(&from), "r"(col), "r"(row), "r"(barrier), "h"(ranks)
-        : "memory");
-}
 // A part, from where copies of it come, to the matrix; what is outside goes nowhere.
 __device__ __forceinline__ void tensor_store(const TensorMap& to, int row, int col, u32 from) {
     asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(&to), "r"(col),

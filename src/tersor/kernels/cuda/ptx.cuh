@@ -87,6 +87,16 @@ __device__ __forceinline__ void await(const u32* flag) {
         : "memory");
 }
 
+// Registers that this warpgroup's threads have from here on, of those that the launch allotted (sm_90a).
+template <int N>
+__device__ __forceinline__ void more_registers() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N>
+__device__ __forceinline__ void fewer_registers() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+
 // What is the same in all lanes; now the compiler knows it.
 __device__ __forceinline__ int uniform(int v) { return __shfl_sync(ALL_LANES, v, 0); }
 

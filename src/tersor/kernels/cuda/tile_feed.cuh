@@ -45,7 +45,7 @@ __device__ __forceinline__ void feed_activations(const Weights& w, const TensorM
     previous_done();
     let_next_begin();
     for (; at.left > 0; at.advance(w)) {
-        const int steps = ceil_div(at.halves(w), 2);
+        const int steps = ceil_div(at.halves(w), 2) * (2 / X_TILES);
         int col = at.segment * SEGMENT_COLS;
 #pragma unroll 1
         for (int step = 0; step < steps; step++, turn.advance()) {
@@ -53,7 +53,7 @@ __device__ __forceinline__ void feed_activations(const Weights& w, const TensorM
             mbarrier_wait(b.x_empty + turn.number * 8, turn.parity ^ 1);
             mbarrier_arrive_expect(full, X_BYTES);
 #pragma unroll
-            for (int h = 0; h < 2; h++, col += HALF_COLS)
+            for (int h = 0; h < X_TILES; h++, col += HALF_COLS)
                 tensor_copy(operands + turn.number * X_BYTES + h * X_TILE_BYTES, x, at.token_tile * TOKENS, col, full);
         }
     }

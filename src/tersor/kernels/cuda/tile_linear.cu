@@ -4,15 +4,17 @@
 //
 //   CONSUMERS   one or two warpgroups: wgmma on 128 rows x TOKENS tokens, sums in registers
 //   DECODERS    8 or 16 warps: a strip of 16 rows each (tile_decode.cuh), or two warps in turns
-//   FEEDERS     a warp that asks for compressed weights, and one for activations (tile_feed.cuh); idle ones where
-//               registers are given out to warpgroups
+//   FEEDERS     a warp that asks for compressed weights, and one for activations (tile_feed.cuh)
 //
 // They meet in three rings (tile_rings.cuh). Decoding costs the same whatever TOKENS is, and happens once for all.
+#include "types.cuh"
+constexpr int X_TILES = 2;  // of a step
+
 #include "tile_decode.cuh"
 #include "tile_feed.cuh"
 #include "tile_sums.cuh"
 
-constexpr int FEEDERS = CONSUMER_REGISTERS ? 4 : 2;
+constexpr int FEEDERS = 2;
 constexpr int THREADS = (CONSUMERS + DECODERS + FEEDERS) * WARP;
 // Steps under way while a consumer waits for the next. With few tokens a step is done before there is a next.
 constexpr int BEHIND = TOKENS <= 64 ? 0 : 1;
@@ -59,7 +61,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
         const Landing<AREAS_AT / (CONSUMERS * PART_BYTES)> landing(operands_a, b.landed);
         const auto quiet = [] { barrier_sync(1, CONSUMERS * WARP); };
         const Staging staging{operands_x + read_x * X_BYTES, X_TILE_BYTES};
-        unit = sums.hand_over(out, w.split, run, parts, landing, quiet, staging, unit, 0, 0);
+        unit = sums.hand_over(out, w.split, run, parts, landing, quiet, staging, unit, 0);
         if (leader) mbarrier_arrive(b.x_empty + read_x * 8);
     }
 }
@@ -81,31 +83,18 @@ tile_linear(const u8* __restrict__ weights, const int* __restrict__ places, cons
     asm volatile("" : "+r"(barriers_at));  // kept, not reckoned again for every wait
     const Barriers barriers(barriers_at);
     const u32 operands_x = base + A_SLOTS * A_BYTES;
-    Weights w{weights, places, records, ceil_div(rows, TILE_ROWS), halves, ceil_div(tokens, TOKENS)};
-    w.split.segments = ceil_div(halves, SEGMENT_HALVES);
-    w.split.token_tiles = w.token_tiles;
-    w.split.units = ceil_div(rows, TALL) * w.token_tiles * w.split.segments;
-    w.split.chunk = chunk;
+    const Weights w{weights, places, records, ceil_div(rows, TILE_ROWS), halves, Split(rows, tokens, halves, chunk)};
     const Parts parts{partial, flags};
     __shared__ Run run;
     if (threadIdx.x == 0) run.find(w.split), prefetch(y);
     if (threadIdx.x == WARP) barriers.init(), prefetch(x);
     __syncthreads();
     if (warp < CONSUMERS) {
-#if CONSUMER_REGISTERS
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(CONSUMER_REGISTERS));
-#endif
         const Output out{&y, bias, rows, power_of_two(exponent)};
         consume(w, out, parts, base, operands_x, barriers, run, GROUPS == 1 ? 0 : warp / 4);
     } else if (warp < CONSUMERS + DECODERS) {
-#if CONSUMER_REGISTERS
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(DECODER_REGISTERS));
-#endif
         decode_tiles(w, shared + AREAS_AT, base, barriers, warp - CONSUMERS, w.stages_before(run.end) - w.stages_before(run.begin));
     } else {
-#if CONSUMER_REGISTERS
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(FEEDER_REGISTERS));
-#endif
         const int feeder = warp - CONSUMERS - DECODERS;
         if (feeder == 0)
             feed_weights(w, shared + AREAS_AT, barriers, run.begin, run.end);

@@ -22,7 +22,7 @@ struct Weights {
     const u8* stages;
     const int* places;
     const u8* records;
-    int strips, halves, token_tiles;  // strips of the matrix, halves of a row
+    int strips, halves;  // strips of the matrix, halves of a row
     Split split;
 
     // Before `unit`, if all begins at unit 0.
@@ -38,16 +38,16 @@ struct Cursor {
     __device__ __forceinline__ Cursor(const Weights& w, int begin, int end, int strip) : left(end - begin) {
         const int tile = begin / w.split.segments;
         segment = begin % w.split.segments;
-        token_tile = tile % w.token_tiles;
-        this->strip = tile / w.token_tiles * (STRIPS * CLUSTER_ROWS) + strip;
+        token_tile = tile % w.split.token_tiles;
+        this->strip = tile / w.split.token_tiles * STRIPS + strip;
     }
     __device__ __forceinline__ void advance(const Weights& w) {
         left--;
         if (++segment < w.split.segments) return;
         segment = 0;
-        if (++token_tile < w.token_tiles) return;
+        if (++token_tile < w.split.token_tiles) return;
         token_tile = 0;
-        strip += STRIPS * CLUSTER_ROWS;
+        strip += STRIPS;
     }
     // In rows beyond the last strip it is decoded again; they are written nowhere.
     __device__ __forceinline__ int existing(const Weights& w) const { return min(strip, w.strips - 1); }

@@ -29,11 +29,11 @@ struct Sums {
                 wgmma(of[m][n], a + (m * 64 * ROW_BYTES >> 4), x + (n * WIDTH * ROW_BYTES >> 4));
     }
     // The sums of a run's units from `unit` on to the end of their tile or of the run: to y, with the others' parts, or to the
-    // tile's owner. Returns the unit after them. `row`, `token`: of the block in its cluster. `quiet` waits until nobody
+    // tile's owner. Returns the unit after them. `rank`: of the block in its cluster. `quiet` waits until nobody
     // reads operands any more; then `landing` is free. `staging` is free when this warp's product is done, and when it is back.
     template <typename Quiet, int COUNT>
     __device__ __forceinline__ int hand_over(const Output& out, const Split& split, const Run& run, const Parts& parts,
-                                             const Landing<COUNT>& landing, Quiet quiet, Staging staging, int unit, int row, int token) {
+                                             const Landing<COUNT>& landing, Quiet quiet, Staging staging, int unit, int rank) {
 #pragma unroll
         for (int m = 0; m < BLOCKS_OF_64; m++)
 #pragma unroll
@@ -47,7 +47,7 @@ struct Sums {
                 quiet();
                 add_parts(parts, landing, run);
             }
-            write(out, staging, tile / split.token_tiles * CLUSTER_ROWS + row, tile % split.token_tiles * CLUSTER_TOKENS + token);
+            write(out, staging, tile / split.token_tiles, tile % split.token_tiles * CLUSTER + rank);
         }
         return min(run.end, tile_end);
     }

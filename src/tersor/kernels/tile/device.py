@@ -51,7 +51,7 @@ def planned(geometry: Geometry, tokens: int, kept: int, wanted: Build | None, de
     """The plan for so many tokens, on a GPU; `wanted`: a build other than the best."""
     variant = wanted or variant_for(tokens, geometry)
     variant = variant.keeping(min(variant.kept, kept))
-    blocks = variant.cluster[0] * variant.cluster[1]
+    blocks = variant.cluster
     shared = variant.shared(geometry)
     product = _kernel(variant.program(geometry), shared)
     places = multiprocessors(device) * variant.blocks_per_sm
@@ -110,7 +110,7 @@ def tile_linear(
         raised = flags(blocks * plan.variant.consumers, device)
     plan.product(
         plan.launch, device, matrix.stages, matrix.places, matrix.records,
-        tensor_map(pieces, plan.variant.tokens // plan.variant.cluster[0], _HALF_COLS),
+        tensor_map(pieces, plan.variant.tokens, _HALF_COLS),
         tensor_map(y, plan.variant.tokens, _HALF_COLS),
         bias, partial, raised, geometry.rows, tokens, geometry.halves, split.chunk, exponent,
     )  # fmt: skip

@@ -68,12 +68,10 @@ def _joining(parts: int, tile_tokens: int) -> float:
     return (_FLAG + parts * 4 * TILE_ROWS * tile_tokens / _BYTES_PER_CYCLE) / unit
 
 
-def choose(
-    rows: int, tokens: int, segments: int, tile_tokens: int, places: int, cluster: tuple[int, int] = (1, 1)
-) -> Split:
+def choose(rows: int, tokens: int, segments: int, tile_tokens: int, places: int, cluster: int = 1) -> Split:
     """The split over `places`, the clusters of blocks that the GPU can hold, that is done first."""
-    token_tiles = -(-tokens // (tile_tokens * cluster[1]))
-    units = -(-rows // (TILE_ROWS * cluster[0])) * token_tiles * segments
+    token_tiles = -(-tokens // (tile_tokens * cluster))
+    units = -(-rows // TILE_ROWS) * token_tiles * segments
     chunks = (segments // parts for parts in range(1, segments + 1) if segments % parts == 0)
     splits = [
         Split(segments, token_tiles, units, chunk, min(units // chunk, places)) for chunk in chunks

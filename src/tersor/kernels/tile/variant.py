@@ -1,10 +1,10 @@
-"""Which build of which kernel multiplies how many tokens: `tile_linear`, and `cluster_linear` for hundreds."""
+"""Which build of which kernel multiplies how many tokens: `tile_linear`, `strip_linear` or `cluster_linear`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from tersor.kernels.compiler import Program
 from tersor.kernels.fused.layout import STRIP_ROWS, Geometry
@@ -23,13 +23,13 @@ _FEEDERS = 2  # warps: one for weights, one for activations
 
 
 class Build(ABC):
-    """What a launch must know of a build, of either kernel."""
+    """What a launch must know of a build, of any kernel."""
 
     tokens: int  # of a tile
     groups: int  # warpgroups that multiply
     blocks_per_sm: int
     kept: int  # exceptions of a segment that a lane holds in registers; more are slow
-    cluster: tuple[int, int]  # tiles of rows, of tokens, whose blocks work together
+    cluster: int  # blocks that work together, neighbouring tiles of tokens
 
     @property
     @abstractmethod
@@ -53,13 +53,12 @@ class Build(ABC):
         return self.blocks_per_sm * (self.shared(geometry) + _BLOCK_SHARED) <= _SM_SHARED
 
     def common(self, geometry: Geometry) -> tuple[tuple[str, int], ...]:
-        """What both kernels are compiled with."""
+        """What all kernels are compiled with."""
         return (
             *geometry.macros,
             ("TOKENS", self.tokens),
             ("GROUPS", self.groups),
-            ("CLUSTER_ROWS", self.cluster[0]),
-            ("CLUSTER_TOKENS", self.cluster[1]),
+            ("CLUSTER", self.cluster),
             ("INSTRUCTION_TOKENS", self.instruction_tokens),
         )
 
@@ -85,7 +84,6 @@ class Variant(Build):
     """One build of `tile_linear`: `tokens` of a tile, consumer warpgroups, decoding warps, depth of the three rings.
 
     `stages`: compressed stages of each strip; `a_slots`, `x_slots`: operands of 128 columns, of a stage.
-    `registers`: of a consumer, a decoder and a feeder, where sums leave too few for all alike; else zeros.
     `kept`: exceptions of a segment that a lane holds in registers; more are slow.
     """
 
@@ -96,15 +94,13 @@ class Variant(Build):
     a_slots: int
     x_slots: int
     blocks_per_sm: int = 1
-    registers: tuple[int, int, int] = (0, 0, 0)
     kept: int = 4
-    cluster: tuple[int, int] = field(default=(1, 1), init=False, repr=False)  # every block for itself
+    cluster: int = field(default=1, init=False, repr=False)  # every block for itself
 
     @property
     def threads(self) -> int:
-        """Threads of a block; a warpgroup has registers of one kind."""
-        feeders = 4 if any(self.registers) else _FEEDERS
-        return 32 * (4 * self.groups + self.decoders + feeders)
+        """Threads of a block."""
+        return 32 * (4 * self.groups + self.decoders + _FEEDERS)
 
     def shared(self, geometry: Geometry) -> int:
         """Bytes of dynamic shared memory of a block, laid out as in tile_rings.cuh."""
@@ -119,7 +115,6 @@ class Variant(Build):
 
     def macros(self, geometry: Geometry) -> tuple[tuple[str, int], ...]:
         """What this build is compiled with."""
-        consumer, decoder, feeder = self.registers
         return (
             *self.common(geometry),
             ("DECODERS", self.decoders),
@@ -128,9 +123,6 @@ class Variant(Build):
             ("X_SLOTS", self.x_slots),
             ("KEPT", self.kept),
             ("BLOCKS_PER_SM", self.blocks_per_sm),
-            ("CONSUMER_REGISTERS", consumer),
-            ("DECODER_REGISTERS", decoder),
-            ("FEEDER_REGISTERS", feeder),
         )
 
     def program(self, geometry: Geometry) -> Program:
@@ -139,14 +131,59 @@ class Variant(Build):
 
 
 @dataclass(frozen=True)
+class StripVariant(Build):
+    """One build of `strip_linear`: `tokens` of a tile, depth of the rings.
+
+    `stages`: compressed ones of each strip; `x_slots`: operand tiles of 64 columns.
+    """
+
+    tokens: int
+    stages: int
+    x_slots: int
+    kept: int = 4
+    groups: int = field(default=2, init=False, repr=False)
+    blocks_per_sm: int = field(default=1, init=False, repr=False)
+    cluster: int = field(default=1, init=False, repr=False)
+    registers: ClassVar[tuple[int, int]] = (232, 40)  # of a consumer, and of a feeder
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block: registers are given out to warpgroups, so feeders are one too."""
+        return 32 * (4 * self.groups + 4)
+
+    def shared(self, geometry: Geometry) -> int:
+        """Bytes of dynamic shared memory of a block, laid out as in tile_rings.cuh."""
+        operands = (2 * TILE_ROWS + self.x_slots * self.tokens) * _HALF_BYTES
+        areas = self.stages * _STRIPS * (geometry.stage_bytes + _record_bytes(geometry, self.kept))
+        return _STRIP_ALIGN + operands + areas + 8 * (2 * (self.stages + 1 + self.x_slots) + self.consumers)
+
+    def keeping(self, kept: int) -> StripVariant:
+        """The same, but for `kept`."""
+        return replace(self, kept=kept)
+
+    def program(self, geometry: Geometry) -> Program:
+        """The product."""
+        own = (
+            ("DECODERS", _STRIPS),
+            ("STAGES", self.stages),
+            ("A_SLOTS", 1),
+            ("X_SLOTS", self.x_slots),
+            ("KEPT", self.kept),
+            ("CONSUMER_REGISTERS", self.registers[0]),
+            ("FEEDER_REGISTERS", self.registers[1]),
+        )
+        return Program("strip_linear.cu", "strip_linear", (*self.common(geometry), *own), hopper_only=True)
+
+
+@dataclass(frozen=True)
 class ClusterVariant(Build):
-    """One build of `cluster_linear`: `tokens` of a tile, tiles in a cluster, depth of the rings.
+    """One build of `cluster_linear`: `tokens` of a tile, blocks in a cluster, depth of the rings.
 
     `slots`: steps of 64 columns, weights and activations; `stages`: compressed ones of each decoder.
     """
 
     tokens: int
-    cluster: tuple[int, int]
+    cluster: int
     slots: int
     stages: int
     kept: int = 4
@@ -156,7 +193,7 @@ class ClusterVariant(Build):
     @property
     def decoders(self) -> int:
         """Warps, one for each strip that is not decoded by another block."""
-        return _STRIPS // self.cluster[1]
+        return _STRIPS // self.cluster
 
     @property
     def threads(self) -> int:
@@ -187,7 +224,6 @@ class ClusterVariant(Build):
         )
 
 
-_SHARED_OUT = (160, 64, 32)  # registers, where sums of 256 tokens are a thread's
 # By tokens. The first that fits a layout is used, for large matrices LARGE; the others are for bench/sweep_tile.py.
 VARIANTS: dict[int, tuple[Build, ...]] = {
     32: (Variant(32, 1, 16, 4, 2, 4), Variant(32, 1, 8, 2, 1, 2, 2), Variant(32, 1, 8, 4, 2, 4)),
@@ -197,11 +233,8 @@ VARIANTS: dict[int, tuple[Build, ...]] = {
         Variant(128, 2, 8, 2, 2, 3),
         Variant(128, 2, 8, 3, 2, 3),
     ),
-    256: (
-        Variant(256, 2, 8, 2, 2, 2, registers=_SHARED_OUT),
-        Variant(256, 2, 8, 1, 2, 2, registers=_SHARED_OUT),
-    ),
-    512: (ClusterVariant(256, (1, 2), 4, 2), ClusterVariant(256, (2, 2), 4, 2)),
+    256: (StripVariant(256, 2, 4),),
+    512: (ClusterVariant(256, 2, 4, 2),),
 }
 # Two blocks per multiprocessor wait less, but the units of a smaller matrix do not come out even on so many.
 LARGE = {32: VARIANTS[32][1]}
