@@ -3,57 +3,35 @@
 python bench/dfloat11.py [--ptx decode.ptx] [--weights 4194304,16777216] [--json FILE]
 
 `decode.ptx` lies in the dfloat11 package (pip download --no-deps dfloat11); without it only ours is timed. Both read
-the same buffers of Gaussian weights and are checked bit for bit; theirs is launched as their `get_hook` does.
+the same buffers of Gaussian weights and are checked bit for bit.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from cuda.bindings import driver
+from dfloat11_ptx import Launch, Prepare, official
 
 from tersor.kernels import measure
 from tersor.kernels.dfloat11 import device as dfloat11
 from tersor.kernels.dfloat11.encode import encode
-from tersor.kernels.dfloat11.layout import BLOCK_WINDOWS, Buffers
+from tersor.kernels.dfloat11.layout import Buffers
 from tersor.kernels.launcher import shared_limit
 
 WEIGHTS = (1 << 22, 1 << 24, 1 << 27, 128256 * 4096)
-Decode = Callable[[Buffers, torch.Tensor], torch.Tensor]
 
 
-def official(path: Path) -> Decode:
-    """Their kernel, from its PTX."""
-    torch.cuda.current_stream()
-    error, module = driver.cuModuleLoadData(path.read_bytes().rstrip(b"\0") + b"\0")
-    assert error == driver.CUresult.CUDA_SUCCESS, error
-    error, function = driver.cuModuleGetFunction(module, b"decode")
-    assert error == driver.CUresult.CUDA_SUCCESS, error
-    shared: dict[int, int] = {}  # by address: their loader works it out once per tensor
+def ours(groups: int) -> Prepare:
+    """Our kernel, so many groups of warps to a multiprocessor."""
 
-    def decode(buffers: Buffers, out: torch.Tensor) -> torch.Tensor:
-        key = buffers.output_positions.data_ptr()
-        if key not in shared:
-            positions = buffers.output_positions.cpu().view(torch.uint32).long()
-            shared[key] = BLOCK_WINDOWS * 4 + 4 + 2 * int(positions.diff().max())
-        pointers = (*vars(buffers).values(), out)
-        numbers = (buffers.luts.shape[0], buffers.encoded_exponent.numel(), buffers.weights)
-        values = (*(tensor.data_ptr() for tensor in pointers), *numbers)
-        types = (ctypes.c_void_p,) * len(pointers) + (ctypes.c_int,) * len(numbers)
-        stream = torch.cuda.current_stream().cuda_stream
-        (error,) = driver.cuLaunchKernel(
-            function, buffers.blocks, 1, 1, BLOCK_WINDOWS, 1, 1, shared[key], stream, (values, types), 0
-        )
-        assert error == driver.CUresult.CUDA_SUCCESS, error
-        return out
+    def prepare(buffers: Buffers) -> Launch:
+        return partial(dfloat11.decode, buffers, decoding=dfloat11.Decoding(groups))
 
-    return decode
+    return prepare
 
 
 def main() -> None:
@@ -68,9 +46,7 @@ def main() -> None:
     measure.warm_up(device)
     best = dfloat11.Decoding.fitting(shared_limit(device)).groups
     names = [*(f"ours, {g} groups" for g in range(best, 0, -1)), *(["official"] if args.ptx else [])]
-    kernels: list[Decode] = [
-        partial(dfloat11.decode, decoding=dfloat11.Decoding(g)) for g in range(best, 0, -1)
-    ]
+    kernels: list[Prepare] = [ours(g) for g in range(best, 0, -1)]
     if args.ptx:
         kernels.append(official(args.ptx))
     rows = []
@@ -81,15 +57,16 @@ def main() -> None:
             piece.copy_(torch.randn(len(piece), device=device) * 0.02)
         buffers = encode(weight)
         out = torch.empty_like(weight)
-        for name, decode in zip(names, kernels, strict=True):
+        for name, prepare in zip(names, kernels, strict=True):
             out.view(torch.int16).fill_(-1)
-            same = torch.equal(decode(buffers, out).view(torch.int16), weight.view(torch.int16))
+            prepare(buffers)(out)
+            same = torch.equal(out.view(torch.int16), weight.view(torch.int16))
             assert same, f"{name}: {n} weights do not decode to the original bits"
         many = [buffers] + [
             Buffers(*(tensor.clone() for tensor in vars(buffers).values()))
             for _ in range(measure.copies(buffers.nbytes) - 1)
         ]
-        times = measure.seconds(*([partial(decode, b, out) for b in many] for decode in kernels))
+        times = measure.seconds(*([partial(prepare(b), out) for b in many] for prepare in kernels))
         bits = 8 * buffers.nbytes / n
         ratio = times[-1] / times[0] if args.ptx else None
         rows.append(

@@ -2,6 +2,7 @@
 
     python bench/whole_model.py [--layers 32] [--tokens 256] [--context 2048] [--no-fuse] [--out FILE.json]
     python bench/whole_model.py --shape llama-30b      # 4 bits within 24 GB; no plain model to compare with
+    python bench/whole_model.py --dfloat11 decode.ptx  # and DFloat11's method with its own kernel
 
 One model is measured in one process, by the same decode loop (static cache, one CUDA graph per token, batch 1):
 plain bfloat16; compressed, `compact` and `fast`, exact and fused; quantised to 4 bits in groups of 32 with 0.5 %
@@ -12,6 +13,9 @@ is timed from pinned host memory, tensor by tensor, the copy to the GPU included
 The exact layouts must give the plain model's logits and greedy tokens bit for bit. That is compared with eager
 attention and without a graph, because with PyTorch's fused attention not even the plain model repeats its own
 tokens from one run to the next.
+
+"DFloat11's method" (`dfloat11_method.py`) is a plain model in the same loop whose blocks, head and embedding are
+decoded before they run, by the official kernel (`dfloat11_ptx.py`). It must say what it said with those weights plain.
 """
 
 from __future__ import annotations
@@ -26,12 +30,16 @@ from typing import Any
 
 import torch
 import torch._inductor.config
+from dfloat11_method import Method, repeat_first
 from random_models import SHAPES, compress_from_host, made, quantized_model
 
 from tersor.nn import lay_out
 from tersor.pipeline.decode_loop import DecodeLoop
 
 COMPILED = ", compiled step"
+EXACT = "fast, exact"
+DFLOAT11 = "DFloat11's method"
+PLAIN_EMBEDDING = ", embedding plain"
 MEMORY_30B = 24e9  # bytes that the 30B shape may take at 4 bits, everything included
 
 
@@ -88,7 +96,13 @@ class Run:
                 f"| {name} | {r['tokens_per_second']:.1f} | {speed} | {1e3 * r['prefill_seconds']:.1f} "
                 f"| {r['peak_bytes'] / 1e9:.2f} | {memory} |"
             )
+        if EXACT in self.speeds and DFLOAT11 in self.speeds:
+            lines += ["", f"{EXACT} is {self._faster(DFLOAT11)}, {self._faster(DFLOAT11 + PLAIN_EMBEDDING)}"]
         return "\n".join(lines)
+
+    def _faster(self, other: str) -> str:
+        ratio = self.speeds[EXACT]["tokens_per_second"] / self.speeds[other]["tokens_per_second"]
+        return f"{ratio:.3f} times as fast as {other}"
 
 
 def lossless(run: Run, model: Any) -> tuple[float, dict[str, bool]]:
@@ -97,7 +111,7 @@ def lossless(run: Run, model: Any) -> tuple[float, dict[str, bool]]:
     seconds = compress_from_host(model, run.options.device)
     for name, layout, exact in (
         ("compact", "compact", True),
-        ("fast, exact", "fast", True),
+        (EXACT, "fast", True),
         ("fast", "fast", False),
     ):
         if run.options.only == "exact" and not exact:
@@ -108,6 +122,23 @@ def lossless(run: Run, model: Any) -> tuple[float, dict[str, bool]]:
             logits, tokens = run.said(model)
             same[name] = torch.equal(logits, plain[0]) and tokens == plain[1]
     return seconds, same
+
+
+def dfloat11(run: Run, model: Any) -> dict[str, bool]:
+    """Measure DFloat11's method; whether it said the same as the plain model."""
+    from dfloat11_ptx import official
+
+    same = {}
+    repeat_first(model.model.layers)
+    plain = run.said(model)
+    method = Method(model, official(run.options.dfloat11))
+    for name in (DFLOAT11 + PLAIN_EMBEDDING, DFLOAT11):
+        if name == DFLOAT11:
+            method.decode_before(model.model.embed_tokens)
+        run.measure(name, model, fuse=False)
+        logits, tokens = run.said(model)
+        same[name] = torch.equal(logits, plain[0]) and tokens == plain[1]
+    return same
 
 
 def option(text: str) -> tuple[str, bool | int]:
@@ -134,8 +165,13 @@ def main() -> int:
         help="an option of torch's compiler, as combo_kernels=1 or triton.enable_pdl=1; for all rows",
     )  # fmt: skip
     parser.add_argument("--only", choices=["lossless", "exact", "quantized"], help="some rows, and the plain")
+    parser.add_argument(
+        "--dfloat11", type=Path, metavar="decode.ptx", help="their kernel; measures their method"
+    )
     parser.add_argument("--out", type=Path)
     o = parser.parse_args()
+    if o.dfloat11 and o.device == "cpu":
+        parser.error("--dfloat11 needs a GPU")
     torch.manual_seed(0)
     shape = SHAPES[o.shape]
     config = shape.config(o.layers, o.context)
@@ -152,6 +188,9 @@ def main() -> int:
         run.measure("4 bits", quantized_model(config, o.device))
         if o.shape == "llama-30b":
             kept = all(speed["peak_bytes"] < MEMORY_30B for speed in run.speeds.values())
+    if o.dfloat11:
+        gc.collect()
+        same |= dfloat11(run, made(config, o.device))
 
     print(
         f"{o.shape}, {config.num_hidden_layers} layers, prompt {o.prompt}, {o.tokens} tokens, cache {o.context}"
@@ -159,6 +198,7 @@ def main() -> int:
     print(run.table())
     if seconds is not None:
         print(f"compressed from pinned host memory in {seconds:.2f} s")
+    if same:
         print(f"logits and {o.tokens} greedy tokens as plain bfloat16's, eager attention: {same}")
     if o.shape == "llama-30b":
         print(f"within {MEMORY_30B / 1e9:.0f} GB: {kept}")
