@@ -5,7 +5,6 @@
 #include "row_scale.cuh"
 
 constexpr int THREADS = 128, ROW_THREADS = THREADS / TILE_ROWS;
-constexpr int HALF_COLS = STAGE_COLS / 2, HALF_BYTES = STAGE_BYTES / 2, SEGMENT_HALVES = SEGMENT_COLS / HALF_COLS;
 constexpr int PITCH = SEGMENT_COLS * 2 + 16;  // bytes; 16 more keep eight rows in different banks
 constexpr int PIECES = SEGMENT_COLS / 8;      // of 16 bytes, in a row
 static_assert(SEGMENT_COLS == THREADS / WARP * STAGE_COLS, "a warp per stage");

@@ -1,9 +1,7 @@
 // The matrices of a product for many tokens, and the way through a run of units.
 #pragma once
-#include "stage.cuh"
 #include "tile_work.cuh"
 
-constexpr int HALF_BYTES = STAGE_BYTES / 2;  // of the rows of a strip: 16 x 64
 constexpr int STRIP_BYTES = TILE_ROWS * HALF_COLS * 2, TILE_BYTES = STRIPS * STRIP_BYTES;  // of operands, 64 columns
 constexpr int X_TILE_BYTES = TOKENS * HALF_COLS * 2;
 

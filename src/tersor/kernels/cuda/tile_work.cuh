@@ -8,11 +8,11 @@
 // the others have of it (tile_parts.cuh).
 #pragma once
 #include "mbarrier.cuh"
+#include "stage.cuh"
 
 constexpr int TALL = 128;                       // rows of a tile
 constexpr int STRIPS = TALL / TILE_ROWS;
-constexpr int HALF_COLS = 64;                   // columns of a step: half a stage, one row of the swizzle
-constexpr int SEGMENT_HALVES = SEGMENT_COLS / HALF_COLS;
+static_assert(HALF_COLS == 64, "columns of an operand tile: one row of the swizzle");
 constexpr int CONSUMERS = 4 * GROUPS;           // warps
 constexpr int BLOCKS_OF_64 = TALL / 64 / GROUPS;  // rows of a tile that a warpgroup multiplies, in 64
 constexpr int QUADS = TALL * TOKENS / 4;        // of a tile's sums: a thread's for two rows and two tokens

@@ -1,7 +1,6 @@
 // How linear's work is dealt out, and what a warp reads of it: segments of stages (fused/layout.py), and their records.
 //
-// All the streaming goes through here, whatever the layout. Columns are counted in *halves* of a stage, 64 of them,
-// because a row may end in the middle of one.
+// All the streaming goes through here, whatever the layout.
 #pragma once
 #include "types.cuh"
 
@@ -13,8 +12,7 @@ constexpr int TILE = TOKENS < 8 ? TOKENS : 8;  // tokens of a group
 #include "row_scale.cuh"
 
 constexpr int STRIP = TILE_ROWS;
-constexpr int HALF_COLS = STAGE_COLS / 2, HALF_BYTES = STAGE_BYTES / 2;
-constexpr int SEGMENT_HALVES = SEGMENT_COLS / HALF_COLS, SPAN_HALVES = SPAN_COLS / HALF_COLS;
+constexpr int SPAN_HALVES = SPAN_COLS / HALF_COLS;
 constexpr int STRIP_BYTES = X_PITCH / HALF_COLS * HALF_BYTES;
 constexpr int SEGMENT_STAGES = SEGMENT_HALVES / 2, SPAN_SEGMENTS = SPAN_COLS / SEGMENT_COLS;
 constexpr int SPANS = CONSUMERS / SPAN_SEGMENTS;    // in a round
