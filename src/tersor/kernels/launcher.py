@@ -242,7 +242,7 @@ def _tensor_map(address: int, height: int, width: int, pitch: int, rows: int, co
         driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
         driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
     )  # fmt: skip
-    made = _check(result, f"describing {height} x {width} activations, {pitch} bytes apart")
+    made = _check(result, f"describing a matrix of {height} x {width}, rows {pitch} bytes apart")
     return TensorMap.from_buffer_copy(ctypes.string_at(made.getPtr(), ctypes.sizeof(TensorMap)))
 
 

@@ -12,6 +12,7 @@
 
 constexpr int THREADS = (CONSUMERS + DECODERS) * WARP;
 constexpr int AHEAD = SLOTS - 2;  // steps from asking for activations to their product: a slot more is being read still
+static_assert(AHEAD >= 1, "who asks for a slot has given it back before");
 constexpr int AREAS_AT = SLOTS * SLOT_BYTES, BARRIERS_AT = AREAS_AT + DECODERS * STAGES * AREA_BYTES;
 
 // Activations, AHEAD steps before they are multiplied. A lane of the consumers asks for them: it alone has no other work, and

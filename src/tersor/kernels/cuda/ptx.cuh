@@ -48,15 +48,6 @@ __device__ __forceinline__ void load_matrices_transposed(u32 (&d)[4], u32 addres
                  : "r"(address)
                  : "memory");
 }
-// Four 8 x 8 matrices to shared memory, transposed: lane l has elements 2 (l % 4) and one more of row l / 4 of each, and
-// gives the address to which column l % 8 of matrix l / 8 goes.
-__device__ __forceinline__ void store_matrices_transposed(u32 address, u32 a, u32 b, u32 c, u32 d) {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c),
-                 "r"(d)
-                 : "memory");
-#endif
-}
 
 // &of[i] in two instructions; left to itself the compiler makes four of it.
 __device__ __forceinline__ const u16* element(const u16* of, u32 i) {

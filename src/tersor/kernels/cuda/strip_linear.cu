@@ -7,13 +7,15 @@
 //               decode the next into the other of two operand tiles
 //   FEEDERS     a warp that asks for compressed weights, and one for activations (tile_feed.cuh)
 //
-// What registers feeders do not need, consumers get.
+// What registers feeders do not need, consumers get. A warp writes to its rows of a tile when its own part of the product
+// that read them is done, which needs no other warp: the tensor core of each reads its own sixteen.
 #include "types.cuh"
 constexpr int X_TILES = 1;  // of a step
 
 #include "tile_feed.cuh"
 #include "tile_sums.cuh"
 
+static_assert(X_SLOTS >= 2, "the last two steps' activations make room for sums");
 constexpr int FEEDERS = 4, THREADS = (CONSUMERS + FEEDERS) * WARP;  // registers are given out to warpgroups
 constexpr int AREAS_AT = A_BYTES + X_SLOTS * X_BYTES, BARRIERS_AT = AREAS_AT + STAGES * STRIPS * AREA_BYTES;
 static_assert(CONSUMERS == STRIPS && TILE_ROWS * 4 == 64, "a warp's rows of a product of 64 are a strip");
@@ -79,7 +81,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
     Sums sums;
     Turn<X_SLOTS> turn;
     int unit = uniform(run.begin), left = uniform(w.stages_before(run.end) - w.stages_before(run.begin));
-    if (left > 0) decoder.step<0>();
+    decoder.step<0>();
 #pragma unroll 1
     while (unit < run.end) {
         const int next = min(run.end, (unit / w.split.segments + 1) * w.split.segments);
@@ -97,7 +99,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
 #pragma unroll
                 for (int i = 0; i < 4; i++) sums.add(a + i * DESCRIPTOR_STEP, x + i * DESCRIPTOR_STEP);
                 wgmma_commit();
-                wgmma_wait<1>();  // the step before is done: its activations, and its weights' tile, are free
+                wgmma_wait<1>();  // the step before is done: its activations, and this warp's rows of its weights, are free
                 // But the last two steps' activations give their place to sums before it is given back.
                 if (leader && (n ? k + 1 < stages : k > 0)) mbarrier_arrive(b.x_empty + read * 8);
                 before = read, read = turn.number;

@@ -1,4 +1,4 @@
-// The two warps of tile_linear that ask for compressed weights and for activations, by bulk copies.
+// The two warps of tile_linear and strip_linear that ask for compressed weights and for activations, by bulk copies.
 //
 // Bulk copies cost their thread a few instructions whatever their size, and the fence by which stores are shown to the
 // tensor cores does not wait for them, as it does for cp.async of the same thread. Those of activations are told of the

@@ -1,6 +1,6 @@
 // y = x W^T (+ bias) for many tokens on Hopper: W is decoded into shared memory, where the tensor cores find it.
 //
-// A block of threads works through its units (tile_work.cuh) in steps of 64 or 128 columns. Its warps have three trades:
+// A block of threads works through its units (tile_work.cuh) in steps of 128 columns. Its warps have three trades:
 //
 //   CONSUMERS   one or two warpgroups: wgmma on 128 rows x TOKENS tokens, sums in registers
 //   DECODERS    8 or 16 warps: a strip of 16 rows each (tile_decode.cuh), or two warps in turns
@@ -18,6 +18,7 @@ constexpr int FEEDERS = 2;
 constexpr int THREADS = (CONSUMERS + DECODERS + FEEDERS) * WARP;
 // Steps under way while a consumer waits for the next. With few tokens a step is done before there is a next.
 constexpr int BEHIND = TOKENS <= 64 ? 0 : 1;
+static_assert(A_SLOTS > BEHIND && X_SLOTS > BEHIND, "a step is given back when the next one is under way");
 constexpr int AREAS_AT = A_SLOTS * A_BYTES + X_SLOTS * X_BYTES;
 constexpr int BARRIERS_AT = AREAS_AT + STAGES * STRIPS * AREA_BYTES;
 

@@ -1,7 +1,7 @@
 // The rings through which the warps of tile_linear and strip_linear hand on their work, all in shared memory.
 //
 //   stages       STAGES areas per strip: a compressed stage, the segment's record, a note of what they are
-//   weights      A_SLOTS steps, two operand tiles of 64 columns each
+//   weights      A_SLOTS steps, two operand tiles of 64 columns each (strip_linear has one and no barriers for it)
 //   activations  X_SLOTS steps of X_TILES such tiles
 //
 // Every ring has a barrier `full` and a barrier `empty` per slot. A row with an odd number of halves has one more in the

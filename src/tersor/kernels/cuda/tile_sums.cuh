@@ -30,7 +30,8 @@ struct Sums {
     }
     // The sums of a run's units from `unit` on to the end of their tile or of the run: to y, with the others' parts, or to the
     // tile's owner. Returns the unit after them. `rank`: of the block in its cluster. `quiet` waits until nobody
-    // reads operands any more; then `landing` is free. `staging` is free when this warp's product is done, and when it is back.
+    // reads operands any more; then `landing` is free. `staging` is free when this warp's product is done, and
+    // for others when all warps are back.
     template <typename Quiet, int COUNT>
     __device__ __forceinline__ int hand_over(const Output& out, const Split& split, const Run& run, const Parts& parts,
                                              const Landing<COUNT>& landing, Quiet quiet, Staging staging, int unit, int rank) {

@@ -73,3 +73,11 @@ __device__ __forceinline__ void wgmma(float (&d)[WIDTH / 2], u32 a, u32 b) {
     WGMMA("n256", TEXTS16, "128", "129", "130", SUMS128(0));
 #endif
 }
+
+// Four 8 x 8 matrices to shared memory, transposed: lane l has elements 2 (l % 4) and one more of row l / 4 of each, and
+// gives the address to which column l % 8 of matrix l / 8 goes.
+__device__ __forceinline__ void store_matrices_transposed(u32 address, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c),
+                 "r"(d)
+                 : "memory");
+}

@@ -13,17 +13,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tersor.kernels.fused.layout import SEGMENT_COLS
+
 TILE_ROWS = 128
 # Cycles, reckoned: of a unit's eight steps, for the tensor cores per token and at least for decoding; of parts on their
 # way from block to block, which are a flag's, for all at once, and those of their bytes through a multiprocessor.
 _STEPS, _STEP_PER_TOKEN, _STEP_LEAST = 8, 4, 400
 _FLAG, _BYTES_PER_CYCLE = 1500, 50
-
-
 # Clusters with whole tiles are at the same columns at the same time, and read the same activations. Of more bytes than
 # this, those that are elsewhere find little in an H200's L2 cache, and take so many times as long (measured: 1.1).
 _CACHED, _APART = 40 << 20, 1.1
-_SEGMENT_COLS = 512
 
 
 @dataclass(frozen=True)
@@ -76,5 +75,5 @@ def choose(rows: int, tokens: int, segments: int, tile_tokens: int, places: int,
     splits = [
         Split(segments, token_tiles, units, chunk, min(units // chunk, places)) for chunk in chunks
     ]  # whole tiles first
-    apart = _APART if 2 * tokens * segments * _SEGMENT_COLS > _CACHED else 1.0
+    apart = _APART if 2 * tokens * segments * SEGMENT_COLS > _CACHED else 1.0
     return min(splits, key=lambda split: split.time(tile_tokens) * (apart if split.cuts else 1.0))

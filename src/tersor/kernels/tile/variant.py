@@ -84,7 +84,6 @@ class Variant(Build):
     """One build of `tile_linear`: `tokens` of a tile, consumer warpgroups, decoding warps, depth of the three rings.
 
     `stages`: compressed stages of each strip; `a_slots`, `x_slots`: operands of 128 columns, of a stage.
-    `kept`: exceptions of a segment that a lane holds in registers; more are slow.
     """
 
     tokens: int
@@ -113,10 +112,9 @@ class Variant(Build):
         """The same, but for `kept`."""
         return replace(self, kept=kept)
 
-    def macros(self, geometry: Geometry) -> tuple[tuple[str, int], ...]:
-        """What this build is compiled with."""
-        return (
-            *self.common(geometry),
+    def program(self, geometry: Geometry) -> Program:
+        """The product."""
+        own = (
             ("DECODERS", self.decoders),
             ("STAGES", self.stages),
             ("A_SLOTS", self.a_slots),
@@ -124,10 +122,7 @@ class Variant(Build):
             ("KEPT", self.kept),
             ("BLOCKS_PER_SM", self.blocks_per_sm),
         )
-
-    def program(self, geometry: Geometry) -> Program:
-        """The product."""
-        return Program("tile_linear.cu", "tile_linear", self.macros(geometry), hopper_only=True)
+        return Program("tile_linear.cu", "tile_linear", (*self.common(geometry), *own), hopper_only=True)
 
 
 @dataclass(frozen=True)
