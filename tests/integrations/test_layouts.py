@@ -17,7 +17,7 @@ from tersor.format.checkpoint import open_checkpoint
 from tersor.format.constants import CODEC_HUFFMAN
 from tersor.format.manifest import TensorEntry
 from tersor.format.validate import check_compressed
-from tersor.integrations.transformers import TersorConfig, encoding
+from tersor.integrations.transformers import TersorConfig, encoding, saving
 from tersor.nn import compress, lay_out
 from tersor.nn.joint import Joint
 from tersor.nn.scope import Scope
@@ -83,6 +83,7 @@ def test_hashed_when_it_is_saved(
     name: str, layout: Any, plain: Build, compressed: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What is encoded where it is loaded to (a GPU; here the CPU stands for one) has its hash on disk all the same."""
+    assert saving.sha256 is encoding.sha256  # which is imported already when the other is replaced
     monkeypatch.setattr(encoding, "encodes", lambda device: True)
     monkeypatch.setattr(encoding, "sha256", lambda weight: pytest.fail("hashed while loading"))
     model = AutoModelForCausalLM.from_pretrained(plain(name), quantization_config=TersorConfig())
