@@ -41,9 +41,14 @@ def took(monkeypatch: pytest.MonkeyPatch) -> Took:
     ways: list[str] = []
 
     def few(
-        x: torch.Tensor, matrix: Any, bias: Any, most: int, choose: Callable[..., Variant]
+        x: torch.Tensor,
+        matrix: Any,
+        bias: Any,
+        most: int,
+        variant_for: Callable[..., Variant],
+        wanted: Variant | None,
     ) -> torch.Tensor:
-        build = choose(min(most, x.shape[0]), *H200)
+        build = wanted or variant_for(min(most, x.shape[0]), matrix.geometry, *H200)
         ways.append(f"fused, {most} at a time, built for {build.tokens}")
         return plain(x, WEIGHT, bias)
 

@@ -77,6 +77,7 @@ class Kernel:
     program: Program
     shared: int = 0  # the most dynamic shared memory any launch asks for
     _loaded: dict[int, Any] = field(default_factory=dict, repr=False)
+    _types: tuple[Any, ...] = ()  # of the arguments, the same at every launch
 
     def __call__(self, launch: Launch, device: torch.device, *arguments: Argument) -> None:
         """Launch on torch's current stream of `device`."""
@@ -112,9 +113,10 @@ class Kernel:
 
     def _launch(self, launch: Launch, index: int, arguments: tuple[Argument, ...]) -> None:
         function = self._function(index)
-        parameters = _pack(arguments, index, self.program.entry)
+        values = _values(arguments, index, self.program.entry)
+        self._types = types = self._types or tuple(map(_type, arguments))
         config = _config(launch, index, torch.cuda.current_stream(index).cuda_stream)
-        result = _driver().cuLaunchKernelEx(config, function, parameters, 0)
+        result = _driver().cuLaunchKernelEx(config, function, (values, types), 0)
         if result[0]:
             _check(result, f"launching {self.program.entry}")
 
@@ -152,30 +154,32 @@ def _config(launch: Launch, device: int, stream: int) -> Any:
     return config
 
 
-def _pack(
-    arguments: tuple[Argument, ...], device: int, entry: str
-) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Values and types for the driver. A tensor elsewhere than on `device` would be an illegal address there."""
+def _values(arguments: tuple[Argument, ...], device: int, entry: str) -> tuple[Any, ...]:
+    """What the driver is given. A tensor elsewhere than on `device` would be an illegal address there."""
     values: list[Any] = []
-    types: list[Any] = []
     for argument in arguments:
-        if argument is None or isinstance(argument, torch.Tensor):
-            if argument is not None and argument.get_device() != device:
+        if isinstance(argument, torch.Tensor):
+            if argument.get_device() != device:
                 raise KernelError(
                     f"{entry} runs on cuda:{device}, but was given a tensor on {argument.device}"
                 )
-            values.append(0 if argument is None else argument.data_ptr())
-            types.append(ctypes.c_void_p)
+            values.append(argument.data_ptr())
+        elif argument is None:
+            values.append(0)
         elif isinstance(argument, ctypes.c_void_p):
             values.append(argument.value)
-            types.append(ctypes.c_void_p)
-        elif isinstance(argument, ctypes.Structure):
-            values.append(argument)
-            types.append(None)
         else:
             values.append(argument)
-            types.append(ctypes.c_float if isinstance(argument, float) else ctypes.c_int)
-    return tuple(values), tuple(types)
+    return tuple(values)
+
+
+def _type(argument: Argument) -> Any:
+    """As the driver is told; structures tell it themselves."""
+    if isinstance(argument, int):
+        return ctypes.c_int
+    if isinstance(argument, float):
+        return ctypes.c_float
+    return None if isinstance(argument, ctypes.Structure) else ctypes.c_void_p
 
 
 def capture_of(stream: int) -> int:

@@ -46,10 +46,8 @@ class Ways(Generic[Own]):
         if variant is None and x.shape[0] > self.tile_beyond and tile.supported(x.device):
             return tile.tile_linear(x, matrix, bias)
 
-        def choose(tokens: int, multiprocessors: int, shared: int) -> Variant:
-            return variant or self.variant_for(tokens, matrix.geometry, multiprocessors, shared)
-
-        return fused.linear(x, matrix, bias, variant.tokens if variant else self.most, choose)
+        most = variant.tokens if variant else self.most
+        return fused.linear(x, matrix, bias, most, self.variant_for, variant)
 
     def multiply(self, x: Tensor, matrix: Matrix[Own], bias: Tensor | None, exact: bool = False) -> Tensor:
         """x (..., cols) of any dtype: (..., rows); decoded if `exact`, and where x or bias is not bfloat16."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,13 @@ class Fused:
     form: Form
     exact: bool = False
     kept: Mapping[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    held: tuple[str, ...] = field(
+        init=False, compare=False, repr=False
+    )  # the arrays' names in the module's state
+
+    def __post_init__(self) -> None:
+        """The names are asked for at every product."""
+        object.__setattr__(self, "held", self._held())
 
     @classmethod
     def of(cls, module: nn.Module, source: Stored, exact: bool, unit: int | None = None) -> Fused:
@@ -95,9 +103,7 @@ class Fused:
         """The original shape."""
         return self.entry.shape
 
-    @property
-    def held(self) -> tuple[str, ...]:
-        """The names, in the module's state, of what holds the weight now."""
+    def _held(self) -> tuple[str, ...]:
         return tuple(f"{self.name}_{part}" for part in self.form.names)
 
     def cast(self, dtype: torch.dtype) -> Fused:
@@ -106,7 +112,10 @@ class Fused:
 
     def arrays(self, module: nn.Module) -> Arrays:
         """The layout's arrays."""
-        return tuple(getattr(module, name) for name in self.held)
+        own: Mapping[str, Any] = (
+            module._parameters
+        )  # not where a replica has them; asking a module takes longer
+        return tuple([own[name] if name in own else getattr(module, name) for name in self.held])
 
     def attach(self, module: nn.Module, arrays: Arrays) -> None:
         """Make the arrays parameters of `module`."""

@@ -31,7 +31,7 @@ for inference).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -144,9 +144,7 @@ class Part(Fused):
     index: int = 0
     first: int = 0
 
-    @property
-    def held(self) -> tuple[str, ...]:
-        """The names, in the module's state, of what holds the weight now."""
+    def _held(self) -> tuple[str, ...]:
         return tuple(f"{JOINT}.{part}" for part in self.form.names)
 
     def arrays(self, module: nn.Module) -> Arrays:
@@ -181,7 +179,8 @@ def join(parent: nn.Module, members: Sequence[nn.Module], form: Form, arrays: Ar
         compressed: Any = member.compressed
         own: Fused = compressed["weight"]
         member.add_module(JOINT, joint)
-        compressed["weight"] = Part(**vars(own), index=index, first=first)
+        told = {part.name: getattr(own, part.name) for part in fields(own) if part.init}
+        compressed["weight"] = Part(**told, index=index, first=first)
         first += own.form.rows
     open_scope(parent)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Generic, TypeVar
 
 import torch
@@ -27,6 +27,8 @@ _COMBINE_THREADS = 128
 _COMBINED = 4 * _COMBINE_THREADS  # outputs of a block
 
 Kind = TypeVar("Kind", bound=Geometry, covariant=True)
+Own = TypeVar("Own", bound=Geometry)
+VariantFor = Callable[[int, Own, int, int], Variant]
 
 
 @dataclass(frozen=True)
@@ -87,45 +89,70 @@ def decode(matrix: Matrix[Geometry], out: Tensor | None = None) -> Tensor:
 
 def linear(
     x: Tensor,
-    matrix: Matrix[Geometry],
+    matrix: Matrix[Own],
     bias: Tensor | None,
     most: int,
-    choose: Callable[[int, int, int], Variant],
+    variant_for: VariantFor[Own],
+    wanted: Variant | None = None,
 ) -> Tensor:
     """x (tokens, cols) bfloat16 times the matrix transposed, plus bias (rows,): (tokens, rows) bfloat16.
 
-    More tokens than `most` are multiplied in turns; every row of the result is the same either way. `choose`
-    gives the build for (tokens, multiprocessors, bytes of shared memory).
+    More tokens than `most` are multiplied in turns; every row of the result is the same either way. `variant_for`
+    gives the build for (tokens, geometry, multiprocessors, bytes of shared memory), unless one is `wanted`.
     """
-    geometry, device, tokens = matrix.geometry, x.device, x.shape[0]
+    geometry, tokens = matrix.geometry, x.shape[0]
     pad_cols = geometry.padded_cols - geometry.cols
     x = torch.nn.functional.pad(x, (0, pad_cols)) if pad_cols else x.contiguous()
     if x.data_ptr() % 16:  # a view into something larger; the kernel reads 16 bytes at a time
         x = x.clone()
     y = x.new_empty((tokens, geometry.rows))
     if 0 < tokens <= most:
-        _launch(choose(tokens, multiprocessors(device), shared_limit(device)), x, matrix, bias, y)
+        _multiply(variant_for, wanted, x, matrix, bias, y)
         return y
     for first in range(0, tokens, most):
         part = slice(first, min(first + most, tokens))
-        variant = choose(part.stop - part.start, multiprocessors(device), shared_limit(device))
-        _launch(variant, x[part], matrix, bias, y[part])
+        _multiply(variant_for, wanted, x[part], matrix, bias, y[part])
     return y
 
 
-def _launch(variant: Variant, x: Tensor, matrix: Matrix[Geometry], bias: Tensor | None, y: Tensor) -> None:
+@dataclass(frozen=True)
+class Plan:
+    """All of a launch that follows from sizes."""
+
+    variant: Variant
+    kernel: Kernel
+    launch: Launch
+    sliced: bool  # the spans' sums are put together by another kernel
+    combine: Launch
+
+
+@lru_cache(maxsize=4096)  # asked at every product
+def _planned(
+    variant_for: VariantFor[Own], wanted: Variant | None, tokens: int, geometry: Own, device: torch.device
+) -> Plan:
+    variant = wanted or variant_for(tokens, geometry, multiprocessors(device), shared_limit(device))
+    kernel, launch = planned(variant, geometry, multiprocessors(device))
+    combined = Launch((-(-tokens * geometry.rows // _COMBINED), 1), _COMBINE_THREADS, overlap=True)
+    return Plan(variant, kernel, launch, launch.blocks[1] > 1, combined)
+
+
+def _multiply(
+    variant_for: VariantFor[Own],
+    wanted: Variant | None,
+    x: Tensor,
+    matrix: Matrix[Own],
+    bias: Tensor | None,
+    y: Tensor,
+) -> None:
     """One launch, for up to `variant.tokens` rows of `x`; the kernel reads whole rows, so few are padded."""
     geometry, device, tokens, rows = matrix.geometry, x.device, x.shape[0], matrix.geometry.rows
-    if not variant.slice_spans and tokens < variant.tokens:
-        x = torch.nn.functional.pad(x, (0, 0, 0, variant.tokens - tokens))
-    kernel, launch = planned(variant, geometry, multiprocessors(device))
-    partial = None
-    if launch.blocks[1] > 1:
-        partial = x.new_empty((geometry.spans, tokens, rows), dtype=torch.float32)
-    kernel(
-        launch, device, matrix.stages, matrix.places, matrix.records, x, bias, y, partial,
+    plan = _planned(variant_for, wanted, tokens, geometry, device)
+    if not plan.variant.slice_spans and tokens < plan.variant.tokens:
+        x = torch.nn.functional.pad(x, (0, 0, 0, plan.variant.tokens - tokens))
+    partial = x.new_empty((geometry.spans, tokens, rows), dtype=torch.float32) if plan.sliced else None
+    plan.kernel(
+        plan.launch, device, matrix.stages, matrix.places, matrix.records, x, bias, y, partial,
         rows, tokens, matrix.unit,
     )  # fmt: skip
     if partial is not None:
-        combine = Launch((-(-tokens * rows // _COMBINED), 1), _COMBINE_THREADS, overlap=True)
-        _combine_kernel()(combine, device, partial, bias, y, rows, tokens * rows, geometry.spans)
+        _combine_kernel()(plan.combine, device, partial, bias, y, rows, tokens * rows, geometry.spans)

@@ -102,7 +102,9 @@ def tile_linear(
     split, exponent = plan.split, matrix.unit + plan.weight_shift
     pieces = in_pieces(x)
     width = -(-geometry.rows // _PIECE) * _PIECE  # rows of y begin at whole pieces too
-    y = x.new_empty((tokens, width))[:, : geometry.rows]
+    y = x.new_empty((tokens, width))
+    if width > geometry.rows:
+        y = y[:, : geometry.rows]
     partial = raised = None
     if split.cuts:
         blocks = plan.launch.blocks[0]
@@ -114,7 +116,7 @@ def tile_linear(
         tensor_map(y, plan.variant.tokens, _HALF_COLS),
         bias, partial, raised, geometry.rows, tokens, geometry.halves, split.chunk, exponent,
     )  # fmt: skip
-    return y.contiguous()  # itself nearly always
+    return y if width == geometry.rows else y.contiguous()
 
 
 def kept_for(geometry: Geometry, places: torch.Tensor, records: torch.Tensor) -> int:
@@ -122,14 +124,14 @@ def kept_for(geometry: Geometry, places: torch.Tensor, records: torch.Tensor) ->
 
     Rows of a joint matrix come with all of its records, and with a view of all places, which tells how many.
     """
-    number = places.untyped_storage().nbytes() // places.itemsize - 1
-    mean = max(0.0, records.numel() / number - _record_head(geometry)) / EXCEPTION_BYTES
+    return _kept(geometry, places.untyped_storage().nbytes() // places.itemsize - 1, records.numel())
+
+
+@lru_cache(maxsize=4096)  # asked at every product
+def _kept(geometry: Geometry, number: int, nbytes: int) -> int:
+    head = dict(geometry.macros)["RECORD_HEAD"]
+    mean = max(0.0, nbytes / number - head) / EXCEPTION_BYTES
     return next((kept for kept in (1, 2) if mean + 3 * mean**0.5 <= 32 * kept), 4)
-
-
-@lru_cache(maxsize=1024)
-def _record_head(geometry: Geometry) -> int:
-    return dict(geometry.macros)["RECORD_HEAD"]
 
 
 def in_pieces(x: torch.Tensor) -> torch.Tensor:
