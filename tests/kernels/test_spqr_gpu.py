@@ -134,7 +134,7 @@ def test_units_at_both_ends(unit: int) -> None:
     assert error(own.linear(x), linear(x.double(), own.weight.double())) <= 1e-2
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 8, 9, 16, 24, 32, 33, 64, 65, 100, 300])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 8, 9, 16, 24, 32, 33, 64, 65, 100, 129, 200, 256, 300])
 @pytest.mark.parametrize("kind", PRODUCTS)
 def test_product_is_as_good_as_cublas(kind: str, tokens: int) -> None:
     for shape in SHAPES if kind in MAIN else SHAPES[2:5:2]:  # a kernel is compiled for each
@@ -150,8 +150,16 @@ def test_every_width_multiplies(kind: str, width: int) -> None:
         assert_as_good_as_cublas(own, torch.randn(tokens, 1100, device="cuda", dtype=torch.bfloat16))
 
 
+@pytest.mark.parametrize("width", range(2, 9))
+def test_every_width_multiplies_for_hundreds_of_tokens(width: int) -> None:
+    """Of one kind only: a kernel is compiled for each, and these decode as those of fewer tokens do."""
+    own = case(70, 1100, "g32 two levels", width)
+    for tokens in (200, 300):
+        assert_as_good_as_cublas(own, torch.randn(tokens, 1100, device="cuda", dtype=torch.bfloat16))
+
+
 @pytest.mark.parametrize("outliers", ["none", "many", "more than a slot", "row"])
-@pytest.mark.parametrize("tokens", [1, 2, 4, 8, 17, 64])
+@pytest.mark.parametrize("tokens", [1, 2, 4, 8, 17, 64, 128, 200, 300])
 def test_any_number_of_outliers(outliers: str, tokens: int) -> None:
     for shape in ((33, 300), (130, 4104)):
         own = case(*shape, "g32 two levels", 4, outliers)

@@ -16,6 +16,7 @@ from tersor.kernels.tile.variant import (
     ALWAYS,
     VARIANTS,
     Build,
+    ClusterVariant,
     StripVariant,
     Variant,
     alone,
@@ -186,6 +187,23 @@ def test_warps_take_turns(build: Variant) -> None:
     assert build.stages % turns == 0  # an area is always of the same warps
 
 
+@pytest.mark.parametrize("build", BUILDS, ids=str)
+def test_rings_are_deep_enough(build: Build) -> None:
+    """For the steps that are under way at a time, and for the sums that leave through the last ones' places."""
+    match build:
+        case Variant():
+            least = (
+                2 if build.tokens > 64 else 1
+            )  # BEHIND: its places are free when the next one is under way
+            assert min(build.a_slots, build.x_slots) >= least
+        case StripVariant():
+            assert build.x_slots >= 2  # a step has one operand tile, sums leave through two
+        case ClusterVariant():
+            assert build.slots >= 3  # AHEAD is at least one
+        case _:
+            pytest.fail(f"nothing is said of {build}")
+
+
 @pytest.mark.parametrize(("exceptions", "kept"), [(0, 1), (10, 1), (41, 2), (94, 4), (8192, 4)])
 def test_registers_hold_the_exceptions_of_nearly_every_segment(exceptions: int, kept: int) -> None:
     geometry = Window(64, 1024)
@@ -309,3 +327,33 @@ def test_stores_of_a_quarter_warp_meet_in_no_bank(layout: int) -> None:
                 for tile in range(2):  # of one tile at a time, where a half goes to both
                     banks = (at // 16 % 8)[(column // 64 == tile)] if layout == 1 else at // 16 % 8
                     assert len(set(banks)) == len(banks)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "width"), [(32, 32), (64, 64), (128, 64), (128, 128), (256, 128), (256, 256)]
+)
+def test_sums_leave_as_a_tensor_map_takes_them(tokens: int, width: int) -> None:
+    """`Sums::write` (tile_sums.cuh): 64 rows as their warpgroup's lanes hold them, to a swizzled box of y."""
+    lane = np.arange(32)
+    stored = np.full(128 * tokens, -1)  # byte of the box -> 1000 * row + token
+    for warp in range(4):
+        of = np.empty((tokens // width, width // 2, 32), int)  # Sums::of, of all lanes: wgmma.cuh
+        for n in range(tokens // width):
+            for i in range(width // 2):
+                row, token = 16 * warp + lane // 4 + i % 4 // 2 * 8, i // 4 * 8 + 2 * (lane % 4) + i % 2
+                of[n, i] = 1000 * row + width * n + token
+        to = (lane // 16 * 8 + lane % 8) * 128 + (((warp * 2 + lane // 8 % 2) ^ lane % 8) << 4)
+        for j in range(0, tokens // 8, 2):
+            pairs = np.empty((4, 32, 2), int)
+            for k in range(2):
+                own = of[(j + k) // (width // 8), (j + k) % (width // 8) * 4 :][:4]
+                pairs[2 * k], pairs[2 * k + 1] = own[:2].T, own[2:].T
+            for number, of_lanes in enumerate(pairs):  # stmatrix: lane l has row l / 4, two of its columns
+                matrix = of_lanes.reshape(8, 8)
+                addresses = to[8 * number : 8 * number + 8] + j * (8 * 128)
+                assert len(set(addresses // 16 % 8)) == 8  # in no bank two of them
+                for column, at in zip(matrix.T, addresses, strict=True):  # .trans
+                    assert np.all(stored[at : at + 16 : 2] == -1)
+                    stored[at : at + 16 : 2] = column
+    row, token = np.meshgrid(np.arange(64), np.arange(tokens))
+    assert np.array_equal(stored[swizzled(128 * token + 2 * row)], 1000 * row + token)

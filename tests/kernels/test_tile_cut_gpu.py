@@ -19,7 +19,7 @@ from tersor.kernels.tile.split import choose as chosen
 from tersor.kernels.tile.variant import Build
 from tersor.kernels.window import device as window
 from tersor.kernels.window.layout import Geometry
-from tile_builds import BUILDS, name_of
+from tile_builds import BUILDS, name_of, poisoned
 
 driver = pytest.importorskip("cuda.bindings.driver")
 
@@ -63,13 +63,6 @@ def matrix(cols: int = COLS) -> tuple[torch.Tensor, Matrix[Geometry]]:
     return weight, window.pack(weight)
 
 
-def product(x: torch.Tensor, packed: Matrix[Geometry], build: Build | None = None) -> torch.Tensor:
-    """In memory that held NaN: a part or an output that is used unwritten shows."""
-    for size in (x.shape[0] * ROWS, 2 * 132 * 128 * 256, (x.shape[0] + 512) * COLS):
-        torch.full((size,), float("nan"), device="cuda", dtype=torch.bfloat16)
-    return tile.tile_linear(x, packed, None, build)
-
-
 def slots() -> dict[flags.Owner, int]:
     return flags.pool(torch.cuda.current_device())._given
 
@@ -93,7 +86,7 @@ def test_cut_tiles_are_put_together(build: Build, cols: int, parts: int, cut: Ca
     cut(parts)
     weight, packed = matrix(cols)
     x = torch.randn(build.tokens * build.cluster + 7, cols, device="cuda", dtype=torch.bfloat16)
-    first = product(x, packed, build)
+    first = poisoned(x, packed, build)
     kept = tile.kept_for(packed.geometry, packed.places, packed.records)
     split = tile.planned(packed.geometry, x.shape[0], kept, build, x.device).split
     assert split.cuts
@@ -102,7 +95,7 @@ def test_cut_tiles_are_put_together(build: Build, cols: int, parts: int, cut: Ca
     assert float((first.double() - exact).abs().max()) <= 0.01 * float(exact.abs().max())
     assert flags_are_down()
     for _ in range(10):
-        assert torch.equal(product(x, packed, build), first)
+        assert torch.equal(poisoned(x, packed, build), first)
     assert flags_are_down()
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.nn.functional import linear
 
 from tersor.kernels import ops  # noqa: F401  (defines the operators)
-from tersor.kernels.fused.device import Matrix
 from tersor.kernels.tile import device as tile
+from tersor.kernels.tile.split import Split
 from tersor.kernels.tile.variant import VARIANTS, Build, fitting
 from tersor.kernels.window import device as window
-from tersor.kernels.window.layout import Geometry
-from tile_builds import BUILDS, name_of
+from tile_builds import BUILDS, name_of, poisoned
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,22 +45,21 @@ def hostile(rows: int, cols: int) -> dict[str, torch.Tensor]:
     }
 
 
-def poisoned(x: torch.Tensor, packed: Matrix[Geometry], build: Build | None) -> torch.Tensor:
-    """The product, in memory that held NaN: an output that is not written shows."""
-    rows, cols = packed.geometry.rows, packed.geometry.cols
-    for size in (x.shape[0] * rows, (x.shape[0] + 256) * (cols + 64)):
-        torch.full((size,), float("nan"), device="cuda", dtype=torch.bfloat16)
-    return tile.tile_linear(x, packed, None, build)
+def bias_for(weight: torch.Tensor) -> torch.Tensor:
+    """As large as results are, so that neither drowns the other's errors."""
+    return (torch.randn(len(weight), device="cuda") * weight.float().norm(dim=1)).bfloat16()
 
 
-def check(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
+def check(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
     """The error is cuBLAS's, or nearly; if not, says where it is."""
     exact = x.double() @ weight.double().T
+    if bias is not None:
+        exact += bias.double()
     scale = (
         weight.double().norm(dim=1).clamp_min(1e-300)
     )  # what results are like; a single one may be near zero
     ours = ((y.double() - exact) / scale).abs()
-    cublas = ((linear(x, weight).double() - exact) / scale).abs()
+    cublas = ((linear(x, weight, bias).double() - exact) / scale).abs()
     bad = (~(ours <= 4 * cublas.max() + 0.02)).nonzero()
     if len(bad):
         tokens, rows = (sorted(set(places)) for places in bad.T.tolist())
@@ -108,6 +108,41 @@ def test_the_result_is_the_same_every_time(build: Build) -> None:
     check(first, x, weight)
     for _ in range(20):
         assert torch.equal(poisoned(x, packed, build), first)
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=name_of)
+@pytest.mark.parametrize("shape", [(250, 2048), (130, 4104)], ids=str)
+def test_every_build_adds_the_bias(shape: tuple[int, int], build: Build) -> None:
+    """Once, to the rows that there are, also of tiles that several blocks have parts of."""
+    weight = gaussian(*shape)
+    packed, bias = window.pack(weight), bias_for(weight)
+    size = build.tokens * build.cluster
+    for tokens in (size - 1, 2 * size + 3):
+        x = torch.randn(tokens, shape[1], device="cuda", dtype=torch.bfloat16)
+        check(poisoned(x, packed, build, bias), x, weight, bias)
+
+
+def whole_tiles(split: Split) -> int:
+    """The most tiles that one run writes without another's help."""
+    begins = [split.begin(cluster) for cluster in range(split.clusters + 1)]
+    return max(end // split.segments - -(-begin // split.segments) for begin, end in pairwise(begins))
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=name_of)
+@pytest.mark.parametrize("cols", [64, 128, 192, 320, 640])
+def test_a_run_of_several_whole_tiles(cols: int, build: Build) -> None:
+    """Sums leave through places of the ring that the next tile's activations come to.
+
+    A tile may be as short as one step or two, and have an odd number of halves.
+    """
+    weight = gaussian(128 * 300 - 3, cols)
+    packed, bias = window.pack(weight), bias_for(weight)
+    x = torch.randn(build.tokens * build.cluster + 1, cols, device="cuda", dtype=torch.bfloat16)
+    kept = tile.kept_for(packed.geometry, packed.places, packed.records)
+    assert whole_tiles(tile.planned(packed.geometry, len(x), kept, build, x.device).split) >= 2
+    first = poisoned(x, packed, build, bias)
+    check(first, x, weight, bias)
+    assert torch.equal(poisoned(x, packed, build, bias), first)
 
 
 @pytest.mark.parametrize("tokens", [17, 300])
