@@ -79,8 +79,8 @@ def close_scopes(model: nn.Module) -> None:
 def _shared(module: nn.Module) -> list[Shared]:
     """What is shared in a module's forward, each once."""
     found: list[Any] = list(module.__dict__.get(SHARED, ()))
-    for child in module.children():
-        joint = child._modules.get(JOINT)
+    for child in module._modules.values():
+        joint = None if child is None else child._modules.get(JOINT)
         if joint is not None and not any(joint is other for other in found):
             found.append(joint)
     return found
