@@ -30,7 +30,7 @@ pytestmark = [
     ),
 ]
 
-ROWS, COLS = 1040, 8192  # nine tiles of sixteen segments
+ROWS, COLS = 1040, 8192  # nine tiles of sixty-four stages
 PARTS = (2, 4, 16)
 
 
@@ -42,14 +42,14 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
         def choose(
             rows: int,
             tokens: int,
-            segments: int,
+            stages: int,
             of_tile: int,
             places: int,
             cluster: int = 1,
         ) -> Split:
-            best = chosen(rows, tokens, segments, of_tile, places, cluster)
-            chunk = segments // parts
-            return Split(segments, best.token_tiles, best.units, chunk, min(best.units // chunk, places))
+            best = chosen(rows, tokens, stages, of_tile, places, cluster)
+            chunk = max(n for n in range(1, stages // parts + 1) if stages % n == 0)  # within segments too
+            return Split(stages, best.token_tiles, best.units, chunk, min(best.units // chunk, places))
 
         monkeypatch.setattr(tile, "choose", choose)
         tile.planned.cache_clear()

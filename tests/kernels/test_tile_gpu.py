@@ -125,7 +125,7 @@ def test_every_build_adds_the_bias(shape: tuple[int, int], build: Build) -> None
 def whole_tiles(split: Split) -> int:
     """The most tiles that one run writes without another's help."""
     begins = [split.begin(cluster) for cluster in range(split.clusters + 1)]
-    return max(end // split.segments - -(-begin // split.segments) for begin, end in pairwise(begins))
+    return max(end // split.stages - -(-begin // split.stages) for begin, end in pairwise(begins))
 
 
 @pytest.mark.parametrize("build", BUILDS, ids=name_of)

@@ -9,8 +9,8 @@
 // What is asked for next; lane 0 alone does that.
 struct StageFeed {
     Cursor at;
-    const u8* from;  // the next stage
-    int half, halves;  // of the segment
+    const u8* from;           // the next stage
+    int done, count, halves;  // of the segment, as far as it is in the run; to the end of the row
     int2 place, next_place;
 
     __device__ __forceinline__ StageFeed(const Weights& w, int begin, int end, int strip) : at(w, begin, end, strip) {
@@ -18,8 +18,7 @@ struct StageFeed {
         begin_segment(w);
     }
     __device__ __forceinline__ void begin_segment(const Weights& w) {
-        half = 0, halves = at.halves(w);
-        from = w.stages + ((long long)at.existing(w) * w.halves + at.segment * SEGMENT_HALVES) * HALF_BYTES;
+        done = 0, count = at.stages(w), halves = at.halves(w), from = at.stored(w);
         Cursor next = at;
         next.advance(w);
         next_place = next.place(w);  // asked for a segment ahead
@@ -27,8 +26,8 @@ struct StageFeed {
     __device__ __forceinline__ void ask(const Weights& w, u8* area, u32 full) {
         if (at.left <= 0) return;
         const u32 to = shared_address(area);
-        const int bytes = half + 1 < halves ? STAGE_BYTES : HALF_BYTES;
-        if (half == 0) {
+        const int bytes = 2 * done + 1 < halves ? STAGE_BYTES : HALF_BYTES;
+        if (done == 0) {
             const int record_bytes = min((place.y - place.x) * ALIGN, RECORD_BYTES);
             *(int*)(area + NOTE_AT) = place.x;
             mbarrier_arrive_expect(full, bytes + record_bytes);
@@ -37,8 +36,8 @@ struct StageFeed {
             mbarrier_arrive_expect(full, bytes);
         }
         bulk_copy(to, from, bytes, full);
-        half += 2, from += STAGE_BYTES;
-        if (half < halves) return;
+        from += STAGE_BYTES;
+        if (++done < count) return;
         at.advance(w);
         place = next_place;
         begin_segment(w);
@@ -68,21 +67,21 @@ __device__ __forceinline__ void decode_strip(const Weights& w, u8* areas, u32 sl
     Patches patches;
 #pragma unroll 1
     for (; at.left > 0; at.advance(w)) {
-        const int halves = at.halves(w);
+        const int begin = at.first_half(), count = 2 * at.stages(w), halves = at.halves(w);
 #pragma unroll 1
-        for (int first = 0; first < halves; first += 2) {
+        for (int half = 0; half < count; half += 2) {
             u8* area = areas + in.number * AREA_BYTES;
             const u32 filled = stage_full + in.number * 8;
             mbarrier_wait(filled, in.parity);
             in.advance();
-            if (first == 0) {
+            if (half == 0) {
                 stage.begin_segment(area + RECORD_AT, lane / 4);
                 patches.load(area + RECORD_AT, w.records + (long long)*(const int*)(area + NOTE_AT) * ALIGN, lane);
             }
             stage.open(area, lane);
             u32 a[2][4][4];
             stage.half_bf16(a[0], 0);
-            if (first + 1 < halves)
+            if (half + 1 < halves)
                 stage.half_bf16(a[1], 1);
             else
                 zero(a[1]);
@@ -92,7 +91,7 @@ __device__ __forceinline__ void decode_strip(const Weights& w, u8* areas, u32 sl
                 mbarrier_wait(full + (b.a_empty - b.full), out.parity ^ 1);
                 pieces.store_tile(rows, a, h);
                 __syncwarp();  // the fillers are there before the exceptions
-                patches.apply(rows, first + h, lane);
+                patches.apply(rows, begin + half + h, lane);
                 shared_stores_done();
                 __syncwarp();
                 if (lane == 0) mbarrier_arrive(full);

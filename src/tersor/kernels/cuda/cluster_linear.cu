@@ -24,8 +24,8 @@ struct ActivationFeed {
 
     __device__ __forceinline__ ActivationFeed(const Weights& w, int rank, int begin, int stop) {
         const Cursor at(w, begin, stop, 0);
-        left = 2 * (w.stages_before(stop) - w.stages_before(begin));
-        end = ceil_div(w.halves, 2) * STAGE_COLS, col = at.segment * SEGMENT_COLS;
+        left = 2 * (stop - begin);
+        end = w.split.stages * STAGE_COLS, col = at.stage * STAGE_COLS;
         tokens = w.split.token_tiles * CLUSTER * TOKENS;
         token = (at.token_tile * CLUSTER + rank) * TOKENS;
     }
@@ -64,8 +64,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
     int unit = uniform(run.begin);
 #pragma unroll 1
     while (unit < run.end) {
-        const int next = min(run.end, (unit / w.split.segments + 1) * w.split.segments);
-        const int steps = (w.stages_before(next) - w.stages_before(unit)) * 2;
+        const int steps = w.split.in_tile(unit, run.end) * 2;
         sums.clear();
         u32 before = 0, read = 0;  // the slots before
 #pragma unroll 1
@@ -112,7 +111,8 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
     const int warp = uniform(threadIdx.x / WARP);  // the compiler now knows that a warp has one trade
     const int rank = blockIdx.x % CLUSTER;
     const Barriers barriers(slots + BARRIERS_AT);
-    const Weights w{weights, places, records, ceil_div(rows, TILE_ROWS), halves, Split(rows, tokens, halves, chunk)};
+    const Weights w{weights, places, records, ceil_div(rows, TILE_ROWS), halves, ceil_div(halves, SEGMENT_HALVES),
+                    Split(rows, tokens, halves, chunk)};
     __shared__ Run run;
     if (threadIdx.x == 0) run.find(w.split), prefetch(y);
     if (threadIdx.x == WARP) barriers.init(), prefetch(x);

@@ -8,3 +8,4 @@
 
 // Columns are counted in halves of a stage, because a row may end in the middle of one.
 constexpr int HALF_COLS = STAGE_COLS / 2, HALF_BYTES = STAGE_BYTES / 2, SEGMENT_HALVES = SEGMENT_COLS / HALF_COLS;
+constexpr int SEGMENT_STAGES = SEGMENT_HALVES / 2;

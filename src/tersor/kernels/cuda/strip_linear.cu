@@ -46,7 +46,7 @@ struct Decoder {
             mbarrier_wait(filled, turn.parity);
             const uint2 note = *(const uint2*)(area + NOTE_AT);
             first = note.x & 0xf, whole = note.x & WHOLE;
-            if (first == 0) {
+            if (note.x & FIRST) {
                 stage.begin_segment(area + RECORD_AT, lane / 4);
                 patches.load(area + RECORD_AT, records + (long long)note.y * ALIGN, lane);
             }
@@ -80,12 +80,11 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
     Decoder decoder(w, areas, operands_a, b, threadIdx.x / WARP, threadIdx.x % WARP);
     Sums sums;
     Turn<X_SLOTS> turn;
-    int unit = uniform(run.begin), left = uniform(w.stages_before(run.end) - w.stages_before(run.begin));
+    int unit = uniform(run.begin), left = uniform(run.end - run.begin);
     decoder.step<0>();
 #pragma unroll 1
     while (unit < run.end) {
-        const int next = min(run.end, (unit / w.split.segments + 1) * w.split.segments);
-        const int stages = uniform(w.stages_before(next) - w.stages_before(unit));
+        const int stages = uniform(w.split.in_tile(unit, run.end));
         sums.clear();
         u32 before = 0, read = 0;  // the slots before
 #pragma unroll 1
@@ -133,7 +132,8 @@ strip_linear(const u8* __restrict__ weights, const int* __restrict__ places, con
     const u32 base = shared_address(shared), operands_x = base + A_BYTES;
     const int warp = uniform(threadIdx.x / WARP);  // the compiler now knows that a warp has one trade
     const Barriers barriers(base + BARRIERS_AT);
-    const Weights w{weights, places, records, ceil_div(rows, TILE_ROWS), halves, Split(rows, tokens, halves, chunk)};
+    const Weights w{weights, places, records, ceil_div(rows, TILE_ROWS), halves, ceil_div(halves, SEGMENT_HALVES),
+                    Split(rows, tokens, halves, chunk)};
     __shared__ Run run;
     if (threadIdx.x == 0) run.find(w.split), prefetch(y);
     if (threadIdx.x == WARP) barriers.init(), prefetch(x);

@@ -25,7 +25,7 @@ __device__ __forceinline__ void decode_tiles(const Weights& w, const u8* areas, 
         in.advance(PARTS);
         const uint2 note = *(const uint2*)(area + NOTE_AT);
         const int first = note.x & 0xf;
-        if (first / 2 < PARTS) {
+        if (note.x & FIRST) {
             stage.begin_segment(area + RECORD_AT, lane / 4);
             patches.load(area + RECORD_AT, w.records + (long long)note.y * ALIGN, lane);
         }

@@ -6,7 +6,7 @@
 #pragma once
 #include "tile_rings.cuh"
 
-// A lane per strip. The record comes with each of the first PARTS stages of its segment.
+// A lane per strip. The record comes with each of the first PARTS stages of a segment, or of what the run has of it.
 __device__ __forceinline__ void feed_weights(const Weights& w, u8* areas, const Barriers& b, int begin, int end) {
     const int lane = threadIdx.x % WARP;
     if (lane >= STRIPS) return;
@@ -14,23 +14,23 @@ __device__ __forceinline__ void feed_weights(const Weights& w, u8* areas, const 
     int2 place = at.place(w);
     Turn<STAGES> turn;
     while (at.left > 0) {
-        const int halves = at.halves(w);
-        const long long begin_half = (long long)at.existing(w) * w.halves + at.segment * SEGMENT_HALVES;
-        const u8* stages = w.stages + begin_half * HALF_BYTES;
+        const int count = at.stages(w), halves = at.halves(w);
+        int half = at.first_half();
+        const u8* stage = at.stored(w);
         const u8* record = w.records + (long long)place.x * ALIGN;
         const int record_bytes = min((place.y - place.x) * ALIGN, RECORD_BYTES), note = place.x;
         at.advance(w);
         place = at.place(w);  // asked for a segment ahead
 #pragma unroll 1
-        for (int half = 0; half < halves; half += 2, stages += STAGE_BYTES, turn.advance()) {
+        for (int i = 0; i < count; i++, half += 2, stage += STAGE_BYTES, turn.advance()) {
             u8* area = areas + (turn.number * STRIPS + lane) * AREA_BYTES;
             const u32 to = shared_address(area), full = b.stage_full + turn.number * 8;
-            const bool whole = half + 1 < halves, first = half / 2 < PARTS;
+            const bool whole = 2 * i + 1 < halves, first = i < PARTS;
             const int bytes = whole ? STAGE_BYTES : HALF_BYTES;
             mbarrier_wait(b.stage_empty + turn.number * 8, turn.parity ^ 1);
-            *(uint2*)(area + NOTE_AT) = make_uint2(half | (whole ? WHOLE : 0), note);
+            *(uint2*)(area + NOTE_AT) = make_uint2(half | (whole ? WHOLE : 0) | (first ? FIRST : 0), note);
             mbarrier_arrive_expect(full, bytes + (first ? record_bytes : 0));
-            bulk_copy(to, stages, bytes, full);
+            bulk_copy(to, stage, bytes, full);
             if (first) bulk_copy(to + RECORD_AT, record, record_bytes, full);
         }
     }
@@ -45,8 +45,8 @@ __device__ __forceinline__ void feed_activations(const Weights& w, const TensorM
     previous_done();
     let_next_begin();
     for (; at.left > 0; at.advance(w)) {
-        const int steps = ceil_div(at.halves(w), 2) * (2 / X_TILES);
-        int col = at.segment * SEGMENT_COLS;
+        const int steps = at.stages(w) * (2 / X_TILES);
+        int col = at.stage * STAGE_COLS;
 #pragma unroll 1
         for (int step = 0; step < steps; step++, turn.advance()) {
             const u32 full = b.x_full + turn.number * 8;

@@ -33,8 +33,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
     int unit = uniform(run.begin);
 #pragma unroll 1
     while (unit < run.end) {
-        const int next = min(run.end, (unit / w.split.segments + 1) * w.split.segments);
-        const int steps = uniform(w.stages_before(next) - w.stages_before(unit));
+        const int steps = uniform(w.split.in_tile(unit, run.end));
         sums.clear();
         u32 read_a = 0, read_x = 0;  // the step that is done
 #pragma unroll 1
@@ -84,7 +83,8 @@ tile_linear(const u8* __restrict__ weights, const int* __restrict__ places, cons
     asm volatile("" : "+r"(barriers_at));  // kept, not reckoned again for every wait
     const Barriers barriers(barriers_at);
     const u32 operands_x = base + A_SLOTS * A_BYTES;
-    const Weights w{weights, places, records, ceil_div(rows, TILE_ROWS), halves, Split(rows, tokens, halves, chunk)};
+    const Weights w{weights, places, records, ceil_div(rows, TILE_ROWS), halves, ceil_div(halves, SEGMENT_HALVES),
+                    Split(rows, tokens, halves, chunk)};
     const Parts parts{partial, flags};
     __shared__ Run run;
     if (threadIdx.x == 0) run.find(w.split), prefetch(y);
@@ -94,7 +94,7 @@ tile_linear(const u8* __restrict__ weights, const int* __restrict__ places, cons
         const Output out{&y, bias, rows, power_of_two(exponent)};
         consume(w, out, parts, base, operands_x, barriers, run, GROUPS == 1 ? 0 : warp / 4);
     } else if (warp < CONSUMERS + DECODERS) {
-        decode_tiles(w, shared + AREAS_AT, base, barriers, warp - CONSUMERS, w.stages_before(run.end) - w.stages_before(run.begin));
+        decode_tiles(w, shared + AREAS_AT, base, barriers, warp - CONSUMERS, run.end - run.begin);
     } else {
         const int feeder = warp - CONSUMERS - DECODERS;
         if (feeder == 0)

@@ -1,6 +1,6 @@
 // How a tile is put together that several clusters cut between them.
 //
-// The cluster that has the tile's head, segment 0, owns it. The others leave their sums in `sums` and raise flags; the
+// The cluster that has the tile's head, stage 0, owns it. The others leave their sums in `sums` and raise flags; the
 // owner waits for these, adds the parts to its own sums in the order of the columns, so that the result does not depend on
 // when blocks run, and writes y. A cluster goes on with at most one tile that another began: it has one part.
 //
@@ -30,7 +30,7 @@ struct Run {
         begin = split.begin(cluster, clusters);
         end = split.begin(cluster + 1, clusters);
         // The last one that begins before the tile's end; units are dealt out in chunks.
-        const int chunks = ceil_div(end, split.segments) * split.segments / split.chunk;
+        const int chunks = ceil_div(end, split.stages) * split.stages / split.chunk;
         last_part = ((u32)chunks * clusters - 1) / (u32)(split.units / split.chunk);
     }
 };

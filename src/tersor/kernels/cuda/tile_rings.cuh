@@ -17,11 +17,11 @@ static_assert(PARTS <= A_SLOTS, "nobody takes two turns in one round of the ring
 // Copies may end in any order, and a barrier tells only whether a phase is even or odd: who waits for a slot to be filled
 // must have seen it filled before.
 static_assert(STAGES % PARTS == 0, "an area is always of the same part");
-static_assert(SEGMENT_HALVES / 2 >= PARTS, "every warp finds the record in its first stage of a segment");
 
 constexpr int NOTE_AT = RECORD_AT + RECORD_BYTES, AREA_BYTES = NOTE_AT + 16;  // of an area
-// A note: the stage's first half in its segment and whether it has the second, then the record's place.
-constexpr u32 WHOLE = 0x10;
+// A note: the stage's first half in its segment, whether it has the second and whether the record is there; then the
+// record's place.
+constexpr u32 WHOLE = 0x10, FIRST = 0x20;
 
 struct Barriers {
     u32 stage_full, stage_empty, a_full, a_empty, x_full, x_empty, landed;  // landed: [CONSUMERS]

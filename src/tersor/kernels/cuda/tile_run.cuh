@@ -20,42 +20,46 @@ struct Weights {
     const u8* stages;
     const int* places;
     const u8* records;
-    int strips, halves;  // strips of the matrix, halves of a row
+    int strips, halves, segments;  // strips of the matrix; halves and segments of a row
     Split split;
-
-    // Before `unit`, if all begins at unit 0.
-    __device__ __forceinline__ int stages_before(int unit) const {
-        return unit / split.segments * ceil_div(halves, 2) + unit % split.segments * (SEGMENT_HALVES / 2);
-    }
 };
 
-// The way through the segments of a block's run.
+// The way through a block's run, segment by segment: as much of each as the run has.
 struct Cursor {
-    int left, strip, token_tile, segment;  // left: units
+    int left, strip, token_tile, stage;  // left: stages of the run; stage: of the row
 
     __device__ __forceinline__ Cursor(const Weights& w, int begin, int end, int strip) : left(end - begin) {
-        const int tile = begin / w.split.segments;
-        segment = begin % w.split.segments;
+        const int tile = begin / w.split.stages;
+        stage = begin % w.split.stages;
         token_tile = tile % w.split.token_tiles;
         this->strip = tile / w.split.token_tiles * STRIPS + strip;
     }
     __device__ __forceinline__ void advance(const Weights& w) {
-        left--;
-        if (++segment < w.split.segments) return;
-        segment = 0;
+        const int done = stages(w);
+        left -= done, stage += done;
+        if (stage < w.split.stages) return;
+        stage = 0;
         if (++token_tile < w.split.token_tiles) return;
         token_tile = 0;
         strip += STRIPS;
     }
+    // From here on, in this segment and the run.
+    __device__ __forceinline__ int stages(const Weights& w) const {
+        return min(left, min(SEGMENT_STAGES - stage % SEGMENT_STAGES, w.split.stages - stage));
+    }
+    // Of the next stage in its segment.
+    __device__ __forceinline__ int first_half() const { return stage % SEGMENT_STAGES * 2; }
+    // From here on, to the end of the row.
+    __device__ __forceinline__ int halves(const Weights& w) const { return w.halves - 2 * stage; }
     // In rows beyond the last strip it is decoded again; they are written nowhere.
     __device__ __forceinline__ int existing(const Weights& w) const { return min(strip, w.strips - 1); }
-    __device__ __forceinline__ int halves(const Weights& w) const {
-        return min(w.halves - segment * SEGMENT_HALVES, SEGMENT_HALVES);
+    __device__ __forceinline__ const u8* stored(const Weights& w) const {
+        return w.stages + ((long long)existing(w) * w.halves + 2 * stage) * HALF_BYTES;
     }
     // Of the record and its end, in units of ALIGN bytes.
     __device__ __forceinline__ int2 place(const Weights& w) const {
         if (left <= 0) return make_int2(0, 0);
-        const int* entry = w.places + (long long)existing(w) * w.split.segments + segment;
+        const int* entry = w.places + (long long)existing(w) * w.segments + stage / SEGMENT_STAGES;
         return make_int2(__ldg(entry), __ldg(entry + 1));
     }
 };

@@ -40,8 +40,8 @@ struct Sums {
 #pragma unroll
             for (int n = 0; n < WIDTHS; n++) wgmma_pin(of[m][n]);
         unit = uniform(unit);  // from which all is found anew: while the sums grow there are no registers to keep it in
-        const int tile = unit / split.segments, tile_end = (tile + 1) * split.segments;
-        if (unit > tile * split.segments) {
+        const int tile = unit / split.stages, tile_end = (tile + 1) * split.stages;
+        if (unit > tile * split.stages) {
             leave(parts, run);
         } else {
             if (run.end < tile_end) {

@@ -2,7 +2,7 @@
 // the same).
 //
 // A *tile* is TALL rows x TOKENS tokens of y, one block's, times CLUSTER tiles of tokens where blocks work in clusters; a
-// *unit* a segment (512 columns) of a tile. Units are counted with segments innermost, then tiles of tokens,
+// *unit* a stage (128 columns) of a tile. Units are counted with stages innermost, then tiles of tokens,
 // then tiles of rows, and cluster b of B takes units begin(b) to begin(b + 1): nearly equal runs, so that nobody waits
 // for a last wave. A run that holds all of a tile writes y; where a tile is cut, the cluster that begins it waits for what
 // the others have of it (tile_parts.cuh).
@@ -18,12 +18,14 @@ constexpr int BLOCKS_OF_64 = TALL / 64 / GROUPS;  // rows of a tile that a warpg
 constexpr int QUADS = TALL * TOKENS / 4;        // of a tile's sums: a thread's for two rows and two tokens
 
 struct Split {
-    int segments, token_tiles;  // segments of a row
+    int stages, token_tiles;    // stages of a row
     int units, chunk;           // runs begin at multiples of `chunk`, which divides units
 
     __device__ __forceinline__ Split(int rows, int tokens, int halves, int chunk)
-        : segments(ceil_div(halves, SEGMENT_HALVES)), token_tiles(ceil_div(tokens, TOKENS * CLUSTER)),
-          units(ceil_div(rows, TALL) * token_tiles * segments), chunk(chunk) {}
+        : stages(ceil_div(halves, 2)), token_tiles(ceil_div(tokens, TOKENS * CLUSTER)),
+          units(ceil_div(rows, TALL) * token_tiles * stages), chunk(chunk) {}
+    // Of a run's units from `unit` on, how many are in the same tile.
+    __device__ __forceinline__ int in_tile(int unit, int end) const { return min(end - unit, stages - unit % stages); }
     __device__ __forceinline__ int begin(int cluster, int clusters) const {
         return (u32)(units / chunk) * cluster / clusters * chunk;  // 32 bits are enough: kernels/tile/device.py
     }

@@ -14,7 +14,7 @@ constexpr int TILE = TOKENS < 8 ? TOKENS : 8;  // tokens of a group
 constexpr int STRIP = TILE_ROWS;
 constexpr int SPAN_HALVES = SPAN_COLS / HALF_COLS;
 constexpr int STRIP_BYTES = X_PITCH / HALF_COLS * HALF_BYTES;
-constexpr int SEGMENT_STAGES = SEGMENT_HALVES / 2, SPAN_SEGMENTS = SPAN_COLS / SEGMENT_COLS;
+constexpr int SPAN_SEGMENTS = SPAN_COLS / SEGMENT_COLS;
 constexpr int SPANS = CONSUMERS / SPAN_SEGMENTS;    // in a round
 constexpr int LINE = 128;                           // bytes of a cache line
 

@@ -61,7 +61,7 @@ def planned(geometry: Geometry, tokens: int, kept: int, wanted: Build | None, de
             return planned(geometry, tokens, kept, alone(geometry), device)
         if not places:
             raise KernelError(f"{device} has no room for {variant}; leave the choice of a build to tersor")
-    split = choose(geometry.rows, tokens, geometry.segments, variant.tokens, places, variant.cluster)
+    split = choose(geometry.rows, tokens, -(-geometry.halves // 2), variant.tokens, places, variant.cluster)
     if split.units // split.chunk * split.clusters >= 1 << 32:
         raise KernelError(
             f"{tokens} tokens times {geometry.rows} x {geometry.cols} are too many for one product; take fewer"

@@ -1,7 +1,7 @@
 """How a product's tiles are dealt out to blocks of threads: cuda/tile_work.cuh in Python, and the choice.
 
 A tile is 128 rows x N tokens of the result, times the blocks of a cluster where they work together; a unit is
-one segment (512 columns) of a tile. Units stand in the order (rows, tokens, columns): blocks that work at the
+one stage (128 columns) of a tile. Units stand in the order (rows, tokens, columns): blocks that work at the
 same time use the same weights. Every cluster (of one block, mostly) takes a nearly equal run of them
 ("stream-K"), so that the GPU is busy to the end whatever the shape is. The parts of a tile that is cut take a trip
 through memory, one after another into the block that owns it (cuda/tile_parts.cuh), so there should be few: runs may
@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tersor.kernels.fused.layout import SEGMENT_COLS
+from tersor.kernels.fused.layout import STAGE_COLS
 
 TILE_ROWS = 128
-# Cycles, reckoned: of a unit's eight steps, for the tensor cores per token and at least for decoding; of parts on their
+# Cycles, reckoned: of a unit's two steps, for the tensor cores per token and at least for decoding; of parts on their
 # way from block to block, which are a flag's, for all at once, and those of their bytes through a multiprocessor.
-_STEPS, _STEP_PER_TOKEN, _STEP_LEAST = 8, 4, 400
+_STEPS, _STEP_PER_TOKEN, _STEP_LEAST = 2, 4, 400
 _FLAG, _BYTES_PER_CYCLE = 1500, 50
 # Clusters with whole tiles are at the same columns at the same time, and read the same activations. Of more bytes than
 # this, those that are elsewhere find little in an H200's L2 cache, and take so many times as long (measured: 1.1).
@@ -27,9 +27,9 @@ _CACHED, _APART = 40 << 20, 1.1
 
 @dataclass(frozen=True)
 class Split:
-    """`units` of `segments` per tile, over `clusters` of blocks; runs begin at multiples of `chunk` units."""
+    """`units` of `stages` per tile, over `clusters` of blocks; runs begin at multiples of `chunk` units."""
 
-    segments: int
+    stages: int
     token_tiles: int
     units: int
     chunk: int
@@ -42,7 +42,7 @@ class Split:
     @property
     def cuts(self) -> bool:
         """Whether some tile is cut."""
-        return self.chunk % self.segments != 0
+        return self.chunk % self.stages != 0
 
     @property
     def parts(self) -> int:
@@ -51,7 +51,7 @@ class Split:
         Of n chunks, the k - 2 runs that lie between the first and the last one have at most n - 2, and k - 2
         runs have floor((k - 2) chunks / clusters) of them or more.
         """
-        chunks, of_tile = self.units // self.chunk, -(-self.segments // self.chunk)
+        chunks, of_tile = self.units // self.chunk, -(-self.stages // self.chunk)
         return min(of_tile, -(-(of_tile - 1) * self.clusters // chunks) + 1)
 
     def time(self, tile_tokens: int) -> float:
@@ -67,13 +67,13 @@ def _joining(parts: int, tile_tokens: int) -> float:
     return (_FLAG + parts * 4 * TILE_ROWS * tile_tokens / _BYTES_PER_CYCLE) / unit
 
 
-def choose(rows: int, tokens: int, segments: int, tile_tokens: int, places: int, cluster: int = 1) -> Split:
+def choose(rows: int, tokens: int, stages: int, tile_tokens: int, places: int, cluster: int = 1) -> Split:
     """The split over `places`, the clusters of blocks that the GPU can hold, that is done first."""
     token_tiles = -(-tokens // (tile_tokens * cluster))
-    units = -(-rows // TILE_ROWS) * token_tiles * segments
-    chunks = (segments // parts for parts in range(1, segments + 1) if segments % parts == 0)
+    units = -(-rows // TILE_ROWS) * token_tiles * stages
+    chunks = (stages // parts for parts in range(1, stages + 1) if stages % parts == 0)
     splits = [
-        Split(segments, token_tiles, units, chunk, min(units // chunk, places)) for chunk in chunks
+        Split(stages, token_tiles, units, chunk, min(units // chunk, places)) for chunk in chunks
     ]  # whole tiles first
-    apart = _APART if 2 * tokens * segments * SEGMENT_COLS > _CACHED else 1.0
+    apart = _APART if 2 * tokens * stages * STAGE_COLS > _CACHED else 1.0
     return min(splits, key=lambda split: split.time(tile_tokens) * (apart if split.cuts else 1.0))
