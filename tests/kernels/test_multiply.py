@@ -109,7 +109,14 @@ def test_each_way_up_to_its_border(
 @EVERY
 def test_beyond_only_where_tiles_are_nearly_full(layout: str, took: Took) -> None:
     ways = took(True)
-    for tokens, expected in {850: "decoded", 860: "tile", 1024: "tile", 1025: "decoded"}.items():
+    for tokens, expected in {
+        850: "decoded",
+        860: "tile",
+        1024: "tile",
+        1025: "decoded",
+        4096: "tile",
+        4097: "decoded",
+    }.items():
         assert way(ways, layout, tokens) == expected, tokens
 
 

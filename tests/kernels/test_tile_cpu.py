@@ -199,7 +199,7 @@ def test_rings_are_deep_enough(build: Build) -> None:
         case StripVariant():
             assert build.x_slots >= 2  # a step has one operand tile, sums leave through two
         case ClusterVariant():
-            assert build.slots >= 3  # AHEAD is at least one
+            assert build.x_slots >= 3 and build.a_slots >= 2  # AHEAD is at least one; one is read, one filled
         case _:
             pytest.fail(f"nothing is said of {build}")
 
@@ -252,7 +252,7 @@ def test_the_tensor_cores_are_kept_busy(build: Build, geometry: Window | Spqr) -
 
 
 def swizzled(address: np.ndarray) -> np.ndarray:
-    """wgmma's 128-byte swizzle of shared addresses in a tile that begins at a multiple of 1024."""
+    """wgmma's 128-byte swizzle of shared addresses in eight rows that begin at a multiple of 1024."""
     swizzled: np.ndarray = address ^ (address >> 7 & 7) << 4
     return swizzled
 
@@ -264,30 +264,38 @@ def lane_column(layout: int, h: int, t: int) -> int:
 
 @pytest.mark.parametrize("layout", [0, 1])
 def test_weights_and_activations_meet_in_the_same_places(layout: int) -> None:
-    """Where lanes store their pieces and exceptions go (tile_patches.cuh): as tensor maps leave a matrix, swizzled."""
+    """Where lanes store their pieces and exceptions go (tile_patches.cuh): as tensor maps leave a matrix, swizzled.
+
+    The two tiles of a stage take turns every eight rows, and no store has two lanes in the same banks.
+    """
     spread = lane_column(layout, 0, 3) >= 64
     assert spread == (layout == 1)
-    stored = np.full((2, 2048), -1)  # tile of a stage, byte of a strip's rows -> 1000 * row + column
+    stored = np.full(4096, -1)  # byte of a strip's rows in both tiles -> 1000 * row + column
     for h in range(2):
-        on = lane_column(layout, h, 0) % 64 // 8 << 4
+        on, of_half = lane_column(layout, h, 0) % 64 // 8 << 4, lane_column(layout, h, 0) // 64 * 1024
+        places = np.zeros((2, 2, 32), int)  # of a piece, rows below, lane
         for lane in range(32):
             g, t = divmod(lane, 4)
-            tile = lane_column(layout, 0, t) // 64 if spread else h
-            first = g * 128 + ((lane_column(layout, 0, t) % 64 // 8 ^ g) << 4)
-            mine = lane_column(layout, h, t) + np.arange(16)
+            turned = int(lane_column(layout, 0, t) >= 64)
+            column = lane_column(layout, turned, t) % 64
+            first = turned * 1024 + g * 128 + ((column // 8 ^ g) << 4)
+            mine = lane_column(layout, h ^ turned, t) + np.arange(16)
             for j in range(2):
                 for below in range(2):
-                    at = (first ^ 16 * j ^ on) + 1024 * below
-                    assert np.all(stored[tile, at : at + 16 : 2] == -1)
-                    stored[tile, at : at + 16 : 2] = 1000 * (g + 8 * below) + mine[8 * j : 8 * j + 8]
-    byte = np.arange(0, 2048, 2)
-    row, place = byte // 128, byte % 128 // 2
-    for tile in range(2):
-        assert np.array_equal(stored[tile, swizzled(byte)], 1000 * row + 64 * tile + place)
-    for column in range(128):
+                    at = (first ^ 16 * j ^ on) + of_half + 2048 * below
+                    places[j, below, lane] = at // 16 % 8
+                    assert np.all(stored[at : at + 16 : 2] == -1)
+                    stored[at : at + 16 : 2] = 1000 * (g + 8 * below) + mine[8 * j : 8 * j + 8]
+        assert all(len(set(eight)) == 8 for eight in places.reshape(-1, 8))  # lanes that store at a time
+    byte = np.arange(0, 4096, 2)
+    row, tile, place = byte // 2048 * 8 + byte // 128 % 8, byte // 1024 % 2, byte % 128 // 2
+    assert np.array_equal(stored[swizzled(byte)], 1000 * row + 64 * tile + place)
+    for column in range(512):
         for row_ in range(16):
-            offset = (row_ << 7 | column % 64 * 2) ^ row_ % 8 << 4
-            assert stored[column // 64, offset] == 1000 * row_ + column
+            rows = row_ // 8 << 11 | row_ % 8 << 7
+            placed = (column // 128 << 12 | column // 64 % 2 << 10 | rows | column % 64 * 2) ^ row_ % 8 << 4
+            assert placed >> 12 == column // 128
+            assert stored[placed & 4095] == 1000 * row_ + column % 128
 
 
 def test_activations_are_copied_only_where_pieces_are_not_whole() -> None:

@@ -11,16 +11,17 @@
 #include "tile_sums.cuh"
 
 constexpr int THREADS = (CONSUMERS + DECODERS) * WARP;
-constexpr int AHEAD = SLOTS - 2;  // steps from asking for activations to their product: a slot more is being read still
+constexpr int AHEAD = X_SLOTS - 2;  // steps from asking for activations to their product: a slot more is being read still
 static_assert(AHEAD >= 1, "who asks for a slot has given it back before");
-constexpr int AREAS_AT = SLOTS * SLOT_BYTES, BARRIERS_AT = AREAS_AT + DECODERS * STAGES * AREA_BYTES;
+constexpr int X_AT = A_SLOTS * A_BYTES, AREAS_AT = X_AT + X_SLOTS * X_TILE_BYTES;
+constexpr int BARRIERS_AT = AREAS_AT + DECODERS * RECORDS * AREA_BYTES;
 
 // Activations, AHEAD steps before they are multiplied. A lane of the consumers asks for them: it alone has no other work, and
 // has itself read the slot that it fills again.
 struct ActivationFeed {
     int left, end, col;  // steps of the run; of a row, columns
     int token, tokens;   // the first of this block's tile; of all tiles
-    Turn<SLOTS> turn;
+    Turn<X_SLOTS> turn;
 
     __device__ __forceinline__ ActivationFeed(const Weights& w, int rank, int begin, int stop) {
         const Cursor at(w, begin, stop, 0);
@@ -29,13 +30,13 @@ struct ActivationFeed {
         tokens = w.split.token_tiles * CLUSTER * TOKENS;
         token = (at.token_tile * CLUSTER + rank) * TOKENS;
     }
-    __device__ __forceinline__ void ask(const TensorMap& x, u32 slots, const Barriers& b) {
+    __device__ __forceinline__ void ask(const TensorMap& x, u32 operands, const Barriers& b) {
         if (left == 0) return;
         left--;
-        const u32 full = b.full + turn.number * 8;
-        mbarrier_wait(b.x_empty + turn.number * 8, turn.parity ^ 1);
-        mbarrier_arrive_expect(full, COPIED);
-        tensor_copy(slots + turn.number * SLOT_BYTES + TILE_BYTES, x, token, col, full);
+        const u32 full = b.x_full + turn.number * 8;
+        mbarrier_wait(full + X_SLOTS * 8, turn.parity ^ 1);
+        mbarrier_arrive_expect(full, X_TILE_BYTES);
+        tensor_copy(operands + turn.number * X_TILE_BYTES, x, token, col, full);
         turn.advance();
         col += HALF_COLS;
         if (col < end) return;
@@ -45,9 +46,10 @@ struct ActivationFeed {
 };
 
 // Warpgroup `group`: known to be the same in all lanes, so that what it tells the tensor cores is reckoned once for a warp.
-__device__ __forceinline__ void consume(const Weights& w, const Output& out, const TensorMap& x, const Parts& parts, u32 slots,
+__device__ __forceinline__ void consume(const Weights& w, const Output& out, const TensorMap& x, const Parts& parts, u32 operands,
                                         const Barriers& b, int rank, const Run& run, int group) {
-    const u32 a_tiles = descriptor(slots + group * BLOCKS_OF_64 * 64 * ROW_BYTES), x_tiles = descriptor(slots + TILE_BYTES);
+    const u32 operands_x = operands + X_AT;
+    const u32 a_tiles = descriptor(operands + group * BLOCKS_OF_64 * A_BLOCK_BYTES), x_tiles = descriptor(operands_x);
     const int lane = threadIdx.x % WARP;
     const u32 a_empty = b.a_empty_of(lane);
     ActivationFeed activations(w, rank, run.begin, run.end);
@@ -55,42 +57,53 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
     if (brings_x) {
         previous_done();
         let_next_begin();
-        for (int i = 0; i < AHEAD; i++) activations.ask(x, slots, b);
+        for (int i = 0; i < AHEAD; i++) activations.ask(x, operands_x, b);
     }
     __syncwarp();
     cluster_wait();  // nobody tells others of slots before their barriers are there
     Sums sums;
-    Turn<SLOTS> turn;
+    Turn<A_SLOTS> turn_a;
+    Turn<X_SLOTS> turn;
     int unit = uniform(run.begin);
 #pragma unroll 1
     while (unit < run.end) {
-        const int steps = w.split.in_tile(unit, run.end) * 2;
+        const int stages = w.split.in_tile(unit, run.end);
         sums.clear();
-        u32 before = 0, read = 0;  // the slots before
+        u32 read_a = 0, before = 0, read = 0;  // the slots before
 #pragma unroll 1
-        for (int k = 0; k < steps; k++) {
-            if (brings_x) activations.ask(x, slots, b);
-            __syncwarp();
-            mbarrier_wait(b.full + turn.number * 8, turn.parity);
-            const u32 at = turn.number * (SLOT_BYTES >> 4);
-            wgmma_begin();
+        for (int k = 0; k < stages; k++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) sums.add(a_tiles + at + i * DESCRIPTOR_STEP, x_tiles + at + i * DESCRIPTOR_STEP);
-            wgmma_commit();
-            wgmma_wait<1>();
-            if (k > 0 && lane < CLUSTER) mbarrier_arrive_at(a_empty + read * 8);
-            // The last two steps' activations give their place to sums before it is given back.
-            if (k > 0 && k + 1 < steps && lane == CLUSTER) mbarrier_arrive(b.x_empty + read * 8);
-            before = read, read = turn.number;
-            turn.advance();
+            for (int n = 0; n < 2; n++) {
+                if (brings_x) activations.ask(x, operands_x, b);
+                __syncwarp();
+                if (n == 0) mbarrier_wait(b.a_full + turn_a.number * 8, turn_a.parity);
+                mbarrier_wait(b.x_full + turn.number * 8, turn.parity);
+                const u32 a_at = a_tiles + (turn_a.number * A_BYTES + n * NEXT_TILE >> 4);
+                const u32 x_at = x_tiles + turn.number * (X_TILE_BYTES >> 4);
+                wgmma_begin();
+#pragma unroll
+                for (int i = 0; i < 4; i++) sums.add(a_at + i * DESCRIPTOR_STEP, x_at + i * DESCRIPTOR_STEP);
+                wgmma_commit();
+                wgmma_wait<1>();
+                if (n == 0 && k > 0 && lane < CLUSTER) mbarrier_arrive_at(a_empty + read_a * 8);
+                // The last two steps' activations give their place to sums before it is given back.
+                if ((n ? k + 1 < stages : k > 0) && lane == CLUSTER) mbarrier_arrive(b.x_empty + read * 8);
+                before = read, read = turn.number;
+                turn.advance();
+            }
+            read_a = turn_a.number;
+            turn_a.advance();
         }
         wgmma_wait<0>();
-        if (lane < CLUSTER) mbarrier_arrive_at(a_empty + read * 8);
-        const Landing<SLOTS * SLOT_BYTES / (CONSUMERS * PART_BYTES)> landing(slots, b.landed);
+        if (lane < CLUSTER) mbarrier_arrive_at(a_empty + read_a * 8);
+        const Landing<AREAS_AT / (CONSUMERS * PART_BYTES)> landing(operands, b.landed);
         const auto quiet = [&] {  // here and in those who share these weights: a block copies its strips to them
-            for (int i = 0; i < SLOTS; i++) mbarrier_wait(b.a_empty + i * 8, i < turn.number ? turn.parity : turn.parity ^ 1);
+            for (int i = 0; i < A_SLOTS; i++) {
+                const u32 last = i < turn_a.number ? turn_a.parity : turn_a.parity ^ 1;
+                mbarrier_wait(b.a_empty + i * 8, last);
+            }
         };
-        const Staging staging{slots + TILE_BYTES + before * SLOT_BYTES, (read - before) * SLOT_BYTES};
+        const Staging staging{operands_x + before * X_TILE_BYTES, (read - before) * X_TILE_BYTES};
         unit = sums.hand_over(out, w.split, run, parts, landing, quiet, staging, unit, rank);
         if (lane == CLUSTER) mbarrier_arrive(b.x_empty + before * 8), mbarrier_arrive(b.x_empty + read * 8);
     }
@@ -107,10 +120,10 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
                int exponent) {               // sums are multiplied by 2^exponent
     extern __shared__ __align__(1024) u8 unaligned[];
     u8* shared = unaligned + (-shared_address(unaligned) & (STRIP_BYTES - 1));  // swizzle and patches go by addresses
-    const u32 slots = shared_address(shared);
+    const u32 operands = shared_address(shared);
     const int warp = uniform(threadIdx.x / WARP);  // the compiler now knows that a warp has one trade
     const int rank = blockIdx.x % CLUSTER;
-    const Barriers barriers(slots + BARRIERS_AT);
+    const Barriers barriers(operands + BARRIERS_AT);
     const Weights w{weights, places, records, ceil_div(rows, TILE_ROWS), halves, ceil_div(halves, SEGMENT_HALVES),
                     Split(rows, tokens, halves, chunk)};
     __shared__ Run run;
@@ -121,9 +134,9 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
     if (warp < CONSUMERS) {
         const Output out{&y, bias, rows, power_of_two(exponent)};
         const Parts parts{partial, flags};
-        consume(w, out, x, parts, slots, barriers, rank, run, warp / 4);
+        consume(w, out, x, parts, operands, barriers, rank, run, warp / 4);
     } else {
-        decode_strip(w, shared + AREAS_AT, slots, barriers, warp - CONSUMERS, rank, run.begin, run.end);
+        decode_strip(w, shared + AREAS_AT, operands, barriers, warp - CONSUMERS, rank, run.begin, run.end);
     }
     __syncwarp();
     cluster_sync();  // nobody leaves while others write to it

@@ -48,8 +48,10 @@ decode(const u8* __restrict__ weights, const int* __restrict__ places, const u8*
     const RowExceptions own(record, row);
     const u32 begin = shared_address(decoded + row * PITCH);
     __syncthreads();
-    for (int e = own.begin + threadIdx.x % ROW_THREADS; e < own.end; e += ROW_THREADS)
-        patch(begin + exception_column(own.entries[e]) * 2, own.entries[e], true);
+    for (int e = own.begin + threadIdx.x % ROW_THREADS; e < own.end; e += ROW_THREADS) {
+        const u32 entry = own.entries[e], place = begin + exception_column(entry) * 2;
+        patch(place, entry, unpatched(place, true), true);
+    }
     __syncthreads();
     const int height = min(TILE_ROWS, rows - strip * TILE_ROWS), width = min(SEGMENT_COLS, cols - segment * SEGMENT_COLS);
     out += (long long)strip * TILE_ROWS * cols + segment * SEGMENT_COLS;

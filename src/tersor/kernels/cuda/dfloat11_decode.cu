@@ -182,7 +182,7 @@ dfloat11_decode(const u8* __restrict__ luts_from, const u8* __restrict__ encoded
 #pragma unroll
         for (int k = 0; k < RAW_LOADS; k++) {
             const u32 at = first + 8 * (thread + k * LANES);
-            if (at < last) raw[k] = load_stream_8((const uint2*)(sign_mantissa + at));
+            if (at < last) raw[k] = load_stream((const uint2*)(sign_mantissa + at));
         }
         share.fetch(encoded, gaps, positions, number + step, blocks, thread, bytes, weights, position_count);
 

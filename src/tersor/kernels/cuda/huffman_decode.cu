@@ -60,7 +60,7 @@ struct Raw {
 
     __device__ __forceinline__ void fetch(const u8* tile, int lane) {
 #pragma unroll
-        for (int r = 0; r < TILE_ROWS; r++) rows[r] = load_stream_8((const uint2*)tile + lane + r * (TILE_COLS / 8));
+        for (int r = 0; r < TILE_ROWS; r++) rows[r] = load_stream((const uint2*)tile + lane + r * (TILE_COLS / 8));
     }
 };
 

@@ -43,6 +43,10 @@ __device__ __forceinline__ void bulk_copy(u32 to, const void* from, int bytes, u
                  "l"(from), "r"(bytes), "r"(barrier)
                  : "memory");
 }
+// `bytes` (a multiple of 16) to the L2 cache.
+__device__ __forceinline__ void bulk_prefetch(const void* from, int bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
 // The same for barriers and memory of other blocks of the cluster, by addresses of `address_of_rank`.
 __device__ __forceinline__ void mbarrier_arrive_at(u32 barrier) {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
@@ -50,6 +54,33 @@ __device__ __forceinline__ void mbarrier_arrive_at(u32 barrier) {
 __device__ __forceinline__ void bulk_copy_at(u32 to, u32 from, int bytes, u32 barrier) {
     asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
                  "r"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
+// Between blocks of a cluster that store and load themselves: who has waited for a phase also sees what others did before
+// they arrived, or what was stored by `store_async_16`.
+__device__ __forceinline__ void mbarrier_release_at(u32 barrier) {
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ bool mbarrier_ended_in_cluster(u32 barrier, u32 parity) {
+    u32 ended;
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(ended)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+    return ended;
+}
+__device__ __forceinline__ void mbarrier_wait_in_cluster(u32 barrier, u32 parity) {
+    for (u32 tries = PATIENCE; !mbarrier_ended_in_cluster(barrier, parity);)
+        if (--tries == 0) __trap();
+}
+// 16 bytes to another block's shared memory, whose barrier counts them; who stores goes on at once.
+__device__ __forceinline__ void store_async_16(u32 to, float4 v, u32 barrier) {
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+                 "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(barrier)
                  : "memory");
 }
 

@@ -23,12 +23,37 @@ __device__ __forceinline__ void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// Eight bytes that are read once and that no one writes during the kernel: L1 is for others.
-__device__ __forceinline__ uint2 load_stream_8(const uint2* p) {
+// What is read once and no one writes during the kernel: L1 is for others.
+__device__ __forceinline__ uint4 load_stream(const uint4* p) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+__device__ __forceinline__ u32 load_stream(const u32* p) {
+    u32 v;
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+__device__ __forceinline__ u16 load_stream(const u16* p) {
+    u16 v;
+    asm volatile("ld.global.nc.L1::no_allocate.u16 %0, [%1];" : "=h"(v) : "l"(p));
+    return v;
+}
+__device__ __forceinline__ uint2 load_stream(const uint2* p) {
     uint2 v;
     asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
     return v;
 }
+
+// Where a layout's words are read from: where they are near, or memory, long before they are needed.
+struct Near {
+    template <typename T>
+    static __device__ __forceinline__ T read(const u8* from) { return *(const T*)from; }
+};
+struct Far {
+    template <typename T>
+    static __device__ __forceinline__ T read(const u8* from) { return load_stream((const T*)from); }
+};
 
 // 16 bytes of a decoded matrix, which leave the L2 cache first: decoding is 5 to 25 % faster for it (dev/LOG.md).
 __device__ __forceinline__ void store_stream_16(void* p, uint4 v) { __stcs((uint4*)p, v); }
@@ -114,9 +139,13 @@ __device__ __forceinline__ void store_shared_if(bool here, u32 to, u32 value) {
                  "h"((u16)value)
                  : "memory");
 }
-__device__ __forceinline__ u16 load_shared_u16(u32 from) {
-    u16 value;
-    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(from) : "memory");
+// And from there, anything elsewhere.
+__device__ __forceinline__ u16 load_shared_u16_if(bool here, u32 from) {
+    u16 value = 0;
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %1, 0;\n@p ld.shared.u16 %0, [%2];\n}"
+                 : "+h"(value)
+                 : "r"((int)here), "r"(from)
+                 : "memory");
     return value;
 }
 __device__ __forceinline__ void store_shared_16(u32 to, u32 a, u32 b, u32 c, u32 d) {
@@ -181,6 +210,8 @@ __device__ __forceinline__ u32 fma_f16x2(u32 a, u32 b, u32 c) {
 // Thread block clusters (sm_90): wait for all blocks, and read a float of another block's shared memory.
 #if __CUDA_ARCH__ >= 900
 __device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
+// Without making anybody wait for this thread's loads and stores, nor them for its.
+__device__ __forceinline__ void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 __device__ __forceinline__ void cluster_sync() { cluster_arrive(), cluster_wait(); }
 __device__ __forceinline__ u32 address_of_rank(u32 mine, int rank) {

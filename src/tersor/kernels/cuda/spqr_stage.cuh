@@ -14,30 +14,43 @@ constexpr float OPERAND = 1.f / (1 << WEIGHT_SHIFT);
 // First of the 16 columns of a stage that lanes (g, t) own in half h.
 __device__ __forceinline__ constexpr int lane_column(int h, int t) { return 32 * t + 16 * h; }
 
-// The base at `place` in shared memory plus an outlier, where `here`.
+// The base at `place` in shared memory, where `here`; and it plus an outlier.
+__device__ __forceinline__ u16 unpatched(u32 place, bool here) { return load_shared_u16_if(here, place); }
 __device__ __forceinline__ u16 patched(u32 entry, u16 base) {
     return to_bf16(from_bf16(base) + from_f16(entry >> 16) * OPERAND);
 }
-__device__ __forceinline__ void patch(u32 place, u32 entry, bool here) {
-    if (here) store_shared_if(true, place, patched(entry, load_shared_u16(place)));
+__device__ __forceinline__ void patch(u32 place, u32 entry, u16 base, bool here) {
+    store_shared_if(here, place, patched(entry, base));
 }
 
-// A lane's words of a plane of F bits, both halves.
+// Where `really`.
+__device__ __forceinline__ void exchange(u32& a, u32& b, bool really) {
+    const u32 first = really ? b : a;
+    b = really ? a : b, a = first;
+}
+
+// A lane's words of a plane of F bits, both halves; `turned`: the second half first.
 template <int F>
 struct Plane {
     u32 word[2 * F];
 
-    __device__ __forceinline__ void load(const u8* at, int lane) {
+    template <typename From>
+    __device__ __forceinline__ void read(const u8* at, int lane, bool turned) {
+        constexpr bool BY_PLACE = F % 4 == 0;  // halves lie apart
+        at += lane * 16;
 #pragma unroll
         for (int i = 0; i < 2 * F; i += 4) {
             if (2 * F - i >= 4) {
-                const uint4 four = *(const uint4*)(at + 128 * i + lane * 16);
+                const uint4 four = From::template read<uint4>(at + (BY_PLACE && turned ? (i + F) % (2 * F) : i) * 128);
                 word[i] = four.x, word[i + 1] = four.y, word[i + 2] = four.z, word[i + 3] = four.w;
             } else {
-                const uint2 two = *(const uint2*)(at + 128 * i + lane * 8);
+                const uint2 two = From::template read<uint2>(at + 128 * i - lane * 8);
                 word[i] = two.x, word[i + 1] = two.y;
             }
         }
+        if (!BY_PLACE)
+#pragma unroll
+            for (int i = 0; i < F; i++) exchange(word[i], word[F + i], turned);
     }
     // Codes of columns 2 n, 2 n + 1 of row rho of half h, at bit `to` of the halves of a word. All but `this` is known to
     // the compiler: a mask, and mostly a shift shared with other pairs.
@@ -60,7 +73,8 @@ struct Plane {
 
 template <>
 struct Plane<0> {
-    __device__ __forceinline__ void load(const u8*, int) {}
+    template <typename>
+    __device__ __forceinline__ void read(const u8*, int, bool) {}
     __device__ __forceinline__ u32 pair(int, int, int, int) const { return 0; }
 };
 
@@ -84,14 +98,18 @@ struct Statistics {
     u32 codes;   // a byte per group
     uint4 grid;  // (minima, steps) of the strip's group or groups, pairs of scale and zero
 
-    __device__ __forceinline__ void load(const u8* stage, int lane) {
+    template <typename From>
+    __device__ __forceinline__ void read(const u8* stage, int lane, bool turned) {
         const u8* second = stage + SECOND_AT + lane % 4 * GRIDS * 8;
         if (GRIDS == 2) {
-            codes = *(const u32*)(stage + GRIDS_AT + lane * 4);
-            grid = *(const uint4*)second;
+            codes = From::template read<u32>(stage + GRIDS_AT + lane * 4);
+            grid = From::template read<uint4>(second);
+            codes = turned ? codes >> 16 | codes << 16 : codes;
+            exchange(grid.x, grid.z, turned);
+            exchange(grid.y, grid.w, turned);
         } else {
-            codes = *(const u16*)(stage + GRIDS_AT + lane * 2);
-            const uint2 own = *(const uint2*)second;
+            codes = From::template read<u16>(stage + GRIDS_AT + lane * 2);
+            const uint2 own = From::template read<uint2>(second);
             grid = make_uint4(own.x, own.y, 0, 0);
         }
     }
@@ -106,15 +124,21 @@ struct Statistics {
 #else
     u32 own[GRIDS][2];
 
-    __device__ __forceinline__ void load(const u8* stage, int lane) {
+    template <typename From>
+    __device__ __forceinline__ void read(const u8* stage, int lane, bool turned) {
         const u8* at = stage + GRIDS_AT;
         if (GROUP == 128) {
-            own[0][0] = *(const u32*)(at + lane / 4 * 4);
-            own[0][1] = *(const u32*)(at + lane / 4 * 4 + 32);
+            own[0][0] = From::template read<u32>(at + lane / 4 * 4);
+            own[0][1] = From::template read<u32>(at + lane / 4 * 4 + 32);
         } else {
-            const uint2* pairs = (const uint2*)(at + lane * GRIDS * 8);
 #pragma unroll
-            for (int h = 0; h < GRIDS; h++) own[h][0] = pairs[h].x, own[h][1] = pairs[h].y;
+            for (int h = 0; h < GRIDS; h++) {
+                const uint2 pair = From::template read<uint2>(at + (lane * GRIDS + h) * 8);
+                own[h][0] = pair.x, own[h][1] = pair.y;
+            }
+            if (GRIDS == 2)
+#pragma unroll
+                for (int rho = 0; rho < 2; rho++) exchange(own[0][rho], own[GRIDS - 1][rho], turned);
         }
     }
     __device__ __forceinline__ u32 of(int h, int rho) const { return own[h][rho]; }
@@ -130,10 +154,9 @@ struct Stage {
     static __device__ __forceinline__ constexpr int code_bit(int rho) { return BITS <= 4 ? rho * BITS : 0; }
 
     __device__ __forceinline__ void begin_segment(const u8*, int) {}
-    __device__ __forceinline__ void open(const u8* stage, int lane) {
-        low.load(stage, lane);
-        high.load(stage + 256 * LOW_BITS, lane);
-        statistics.load(stage, lane);
+    // `turned`: this lane calls the second half the first.
+    __device__ __forceinline__ void open(const u8* stage, int lane, bool turned = false) {
+        read<Near>(stage, lane, turned);
         if (GRIDS == 1) set_grid(0);
     }
     __device__ __forceinline__ void half(u32 (&a)[STEPS][4], int h) {
@@ -150,8 +173,23 @@ struct Stage {
     }
     __device__ __forceinline__ void half_bf16(u32 (&a)[STEPS][4], int h) { half(a, h); }
 
+protected:
+    template <typename From>
+    __device__ __forceinline__ void read(const u8* stage, int lane, bool turned) {
+        low.template read<From>(stage, lane, turned);
+        high.template read<From>(stage + 256 * LOW_BITS, lane, turned);
+        statistics.template read<From>(stage, lane, turned);
+    }
     __device__ __forceinline__ void set_grid(int h) {
 #pragma unroll
         for (int rho = 0; rho < 2; rho++) grid[rho].set(statistics.of(h, rho), code_bit(rho));
+    }
+};
+
+// The same, its words asked for in memory and kept in registers.
+struct FarStage : Stage {
+    __device__ __forceinline__ void ask(const u8* stage, int lane, bool turned, bool) { read<Far>(stage, lane, turned); }
+    __device__ __forceinline__ void open() {
+        if (GRIDS == 1) set_grid(0);
     }
 };

@@ -50,7 +50,7 @@ struct Decoder {
                 stage.begin_segment(area + RECORD_AT, lane / 4);
                 patches.load(area + RECORD_AT, records + (long long)note.y * ALIGN, lane);
             }
-            stage.open(area, lane);
+            stage.open(area, lane, pieces.turned);
             stage.half_bf16(a[0], 0);
         }
         constexpr int LAST = SPREAD ? 0 : 1;  // when all that is left of the area is read
@@ -63,10 +63,9 @@ struct Decoder {
             if (lane == 0) mbarrier_arrive(filled + STAGES * 8);
         }
         if (N == 1) turn.advance();
-        const u32 to = rows + N * TILE_BYTES;
-        pieces.store_tile(to, a, N);
+        pieces.store_tile(rows, a, N);
         __syncwarp();  // the fillers are there before the exceptions
-        patches.apply(to, first + N, lane);
+        patches.apply(rows, first / 2, N, lane);
         shared_stores_done();
         barrier_sync(2 + threadIdx.x / (4 * WARP), 4 * WARP);
     }
@@ -75,7 +74,7 @@ struct Decoder {
 // Warpgroup `group`: known to be the same in all lanes, so that what it tells the tensor cores is reckoned once for a warp.
 __device__ __forceinline__ void consume(const Weights& w, const Output& out, const Parts& parts, const u8* areas, u32 operands_a,
                                         u32 operands_x, const Barriers& b, const Run& run, int group) {
-    const u32 a_tiles = descriptor(operands_a + group * 64 * ROW_BYTES), x_tiles = descriptor(operands_x);
+    const u32 a_tiles = descriptor(operands_a + group * A_BLOCK_BYTES), x_tiles = descriptor(operands_x);
     const bool leader = threadIdx.x % WARP == 0;
     Decoder decoder(w, areas, operands_a, b, threadIdx.x / WARP, threadIdx.x % WARP);
     Sums sums;
@@ -93,7 +92,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
 #pragma unroll
             for (int n = 0; n < 2; n++) {
                 mbarrier_wait(b.x_full + turn.number * 8, turn.parity);
-                const u32 a = a_tiles + n * (TILE_BYTES >> 4), x = x_tiles + turn.number * (X_BYTES >> 4);
+                const u32 a = a_tiles + n * (NEXT_TILE >> 4), x = x_tiles + turn.number * (X_BYTES >> 4);
                 wgmma_begin();
 #pragma unroll
                 for (int i = 0; i < 4; i++) sums.add(a + i * DESCRIPTOR_STEP, x + i * DESCRIPTOR_STEP);

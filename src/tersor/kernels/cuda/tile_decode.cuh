@@ -29,7 +29,7 @@ __device__ __forceinline__ void decode_tiles(const Weights& w, const u8* areas, 
             stage.begin_segment(area + RECORD_AT, lane / 4);
             patches.load(area + RECORD_AT, w.records + (long long)note.y * ALIGN, lane);
         }
-        stage.open(area, lane);
+        stage.open(area, lane, pieces.turned);
         const u32 filled = barriers.a_full + out.number * 8, rows = operands + out.number * A_BYTES;
 #pragma unroll
         for (int h = 0; h < 2; h++) {
@@ -43,11 +43,10 @@ __device__ __forceinline__ void decode_tiles(const Weights& w, const u8* areas, 
                 if (lane == 0) mbarrier_arrive(free);
             }
             if (h == 0) mbarrier_wait(filled + A_SLOTS * 8, out.parity ^ 1);
-            pieces.store(SPREAD ? rows + pieces.tile * TILE_BYTES : rows + h * TILE_BYTES, a, h);
+            pieces.store(rows, a, h);
         }
         __syncwarp();  // the fillers are there before the exceptions
-#pragma unroll
-        for (int h = 0; h < 2; h++) patches.apply(rows + h * TILE_BYTES, first + h, lane);
+        patches.apply(rows, first / 2, lane);
         shared_stores_done();
         __syncwarp();
         if (lane == 0) mbarrier_arrive(filled);

@@ -25,7 +25,7 @@ constexpr int BARRIERS_AT = AREAS_AT + STAGES * STRIPS * AREA_BYTES;
 // Warpgroup `group`: known to be the same in all lanes, so that what it tells the tensor cores is reckoned once for a warp.
 __device__ __forceinline__ void consume(const Weights& w, const Output& out, const Parts& parts, u32 operands_a, u32 operands_x,
                                         const Barriers& b, const Run& run, int group) {
-    const u32 a_tiles = descriptor(operands_a + group * BLOCKS_OF_64 * 64 * ROW_BYTES), x_tiles = descriptor(operands_x);
+    const u32 a_tiles = descriptor(operands_a + group * BLOCKS_OF_64 * A_BLOCK_BYTES), x_tiles = descriptor(operands_x);
     const bool leader = threadIdx.x % WARP == 0;
     Sums sums;
     Turn<A_SLOTS> turn_a;
@@ -45,7 +45,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
             wgmma_begin();
 #pragma unroll
             for (int i = 0; i < 8; i++)
-                sums.add(a + (i / 4 * TILE_BYTES >> 4) + i % 4 * DESCRIPTOR_STEP,
+                sums.add(a + (i / 4 * NEXT_TILE >> 4) + i % 4 * DESCRIPTOR_STEP,
                          x + (i / 4 * X_TILE_BYTES >> 4) + i % 4 * DESCRIPTOR_STEP);
             wgmma_commit();
             wgmma_wait<BEHIND>();

@@ -1,7 +1,7 @@
 // The rings through which the warps of tile_linear and strip_linear hand on their work, all in shared memory.
 //
 //   stages       STAGES areas per strip: a compressed stage, the segment's record, a note of what they are
-//   weights      A_SLOTS steps, two operand tiles of 64 columns each (strip_linear has one and no barriers for it)
+//   weights      A_SLOTS stages, two operand tiles of 64 columns each (strip_linear has one and no barriers for it)
 //   activations  X_SLOTS steps of X_TILES such tiles
 //
 // Every ring has a barrier `full` and a barrier `empty` per slot. A row with an odd number of halves has one more in the
@@ -11,7 +11,7 @@
 #include "tile_patches.cuh"
 
 constexpr int PARTS = DECODERS / STRIPS;        // warps that take turns at the stages of a strip
-constexpr int A_BYTES = 2 * TILE_BYTES, X_BYTES = X_TILES * X_TILE_BYTES;
+constexpr int X_BYTES = X_TILES * X_TILE_BYTES;
 static_assert(PARTS * STRIPS == DECODERS, "decoders");
 static_assert(PARTS <= A_SLOTS, "nobody takes two turns in one round of the ring");
 // Copies may end in any order, and a barrier tells only whether a phase is even or odd: who waits for a slot to be filled

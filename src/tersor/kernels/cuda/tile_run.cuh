@@ -2,7 +2,7 @@
 #pragma once
 #include "tile_work.cuh"
 
-constexpr int STRIP_BYTES = TILE_ROWS * HALF_COLS * 2, TILE_BYTES = STRIPS * STRIP_BYTES;  // of operands, 64 columns
+constexpr int STRIP_BYTES = TILE_ROWS * STAGE_COLS * 2, A_BYTES = STRIPS * STRIP_BYTES;  // of operands, of a stage
 constexpr int X_TILE_BYTES = TOKENS * HALF_COLS * 2;
 
 // Somebody's place in a ring, and whether this round is an odd one.
@@ -55,6 +55,10 @@ struct Cursor {
     __device__ __forceinline__ int existing(const Weights& w) const { return min(strip, w.strips - 1); }
     __device__ __forceinline__ const u8* stored(const Weights& w) const {
         return w.stages + ((long long)existing(w) * w.halves + 2 * stage) * HALF_BYTES;
+    }
+    // Bring the stages from here on to L2, as far as they are in this segment and the run.
+    __device__ __forceinline__ void prefetch(const Weights& w) const {
+        if (left > 0) bulk_prefetch(stored(w), min(2 * stages(w), halves(w)) * HALF_BYTES);
     }
     // Of the record and its end, in units of ALIGN bytes.
     __device__ __forceinline__ int2 place(const Weights& w) const {

@@ -26,7 +26,7 @@ struct Sums {
         for (int m = 0; m < BLOCKS_OF_64; m++)
 #pragma unroll
             for (int n = 0; n < WIDTHS; n++)
-                wgmma(of[m][n], a + (m * 64 * ROW_BYTES >> 4), x + (n * WIDTH * ROW_BYTES >> 4));
+                wgmma(of[m][n], a + (m * A_BLOCK_BYTES >> 4), x + (n * WIDTH * ROW_BYTES >> 4));
     }
     // The sums of a run's units from `unit` on to the end of their tile or of the run: to y, with the others' parts, or to the
     // tile's owner. Returns the unit after them. `rank`: of the block in its cluster. `quiet` waits until nobody

@@ -1,15 +1,18 @@
 // The tensor cores of sm_90a: 64 x WIDTH x 16, both operands in shared memory, sums in registers.
 //
 // An operand tile is rows of 64 bfloat16 along k (128 bytes), eight rows after one another, swizzled: the 16-byte
-// piece c of row r is at c ^ r % 8. A warp w of the four holds rows 16 w + lane / 4 (and + 8), columns 8 j + 2 (lane % 4)
+// piece c of row r is at c ^ r % 8. Of weights, two tiles that follow one another along k take turns every eight rows: so a
+// strip's rows of both stand together. A warp w of the four holds rows 16 w + lane / 4 (and + 8), columns 8 j + 2 (lane % 4)
 // + {0, 1}: sums 4 j + {0, 1} (and 4 j + {2, 3}).
 #pragma once
 #include "ptx.cuh"
 
 constexpr int WIDTH = INSTRUCTION_TOKENS, WIDTHS = TOKENS / WIDTH;  // tokens of one instruction
 constexpr int ROW_BYTES = 128;                 // of an operand tile
-constexpr u32 DESCRIPTOR = 1u << 30            // upper word: 128-byte swizzle
-                         | 64;                 // 8 rows are 64 x 16 bytes
+constexpr int A_BLOCK_BYTES = 64 * 2 * ROW_BYTES;  // 64 rows of both tiles of weights
+constexpr int NEXT_TILE = 8 * ROW_BYTES;       // from one of these to the other
+// Upper words: 128-byte swizzle; units of 16 bytes from eight rows to the next eight.
+constexpr u32 DESCRIPTOR_A = 1u << 30 | 2 * NEXT_TILE / 16, DESCRIPTOR_B = 1u << 30 | 8 * ROW_BYTES / 16;
 constexpr u32 DESCRIPTOR_STEP = 2;             // 16 of k: 32 bytes
 
 // Lower word, of the tile at a shared address that is a multiple of 1024. (Its upper half is unused with this swizzle.)
@@ -30,11 +33,11 @@ __device__ __forceinline__ void wgmma_pin(float (&d)[N]) {
 }
 
 // d += A B. TEXT names the operands d, the last arguments are they.
-#define WGMMA(SHAPE, TEXT, A, B, UPPER, ...)                                                                    \
-    asm volatile("{\n.reg .b64 a, b;\nmov.b64 a, {%" A ", %" UPPER "};\nmov.b64 b, {%" B ", %" UPPER "};\n"       \
+#define WGMMA(SHAPE, TEXT, A, B, UPPER_A, UPPER_B, ...)                                                         \
+    asm volatile("{\n.reg .b64 a, b;\nmov.b64 a, {%" A ", %" UPPER_A "};\nmov.b64 b, {%" B ", %" UPPER_B "};\n"   \
                  "wgmma.mma_async.sync.aligned.m64" SHAPE "k16.f32.bf16.bf16 {" TEXT "}, a, b, 1, 1, 1, 0, 0;\n}" \
                  : __VA_ARGS__                                                                                   \
-                 : "r"(a), "r"(b), "n"(DESCRIPTOR))
+                 : "r"(a), "r"(b), "n"(DESCRIPTOR_A), "n"(DESCRIPTOR_B))
 
 #define TEXT0 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define TEXT1 "%8, %9, %10, %11, %12, %13, %14, %15"
@@ -64,13 +67,13 @@ __device__ __forceinline__ void wgmma_pin(float (&d)[N]) {
 
 __device__ __forceinline__ void wgmma(float (&d)[WIDTH / 2], u32 a, u32 b) {
 #if INSTRUCTION_TOKENS == 32
-    WGMMA("n32", TEXTS2, "16", "17", "18", SUMS16(0));
+    WGMMA("n32", TEXTS2, "16", "17", "18", "19", SUMS16(0));
 #elif INSTRUCTION_TOKENS == 64
-    WGMMA("n64", TEXTS4, "32", "33", "34", SUMS32(0));
+    WGMMA("n64", TEXTS4, "32", "33", "34", "35", SUMS32(0));
 #elif INSTRUCTION_TOKENS == 128
-    WGMMA("n128", TEXTS8, "64", "65", "66", SUMS64(0));
+    WGMMA("n128", TEXTS8, "64", "65", "66", "67", SUMS64(0));
 #else
-    WGMMA("n256", TEXTS16, "128", "129", "130", SUMS128(0));
+    WGMMA("n256", TEXTS16, "128", "129", "130", "131", SUMS128(0));
 #endif
 }
 

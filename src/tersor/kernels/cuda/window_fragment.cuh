@@ -14,13 +14,26 @@ __device__ __forceinline__ float row_scale(int base) { return power_of_two(base 
 // 2^(base - 127): the filler that stands in an exception's place.
 __device__ __forceinline__ float row_filler(int base) { return __int_as_float(base << 23); }
 
-// Read and decode this lane's part of the block at `block`: [step i][register r], two bfloat16 each.
-__device__ __forceinline__ void decode_block(u32 (&a)[STEPS][4], const u8* block, int lane) {
-    const uint4 low = *(const uint4*)(block + lane * 16);
-    const uint4 high = *(const uint4*)(block + QUADS_AT + lane * 16);
-    const uint2 pair = *(const uint2*)(block + PAIR_AT + lane * 8);
-    const u32 last = *(const u32*)(block + LAST_AT + lane * 4);
-    const u32 words[WORDS] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w, pair.x, pair.y, last};
+// A lane's part of a block.
+struct BlockWords {
+    u32 word[WORDS];
+
+    template <typename From>
+    __device__ __forceinline__ void read(const u8* block, int lane) {
+        const uint4 low = From::template read<uint4>(block + lane * 16);
+        const uint4 high = From::template read<uint4>(block + QUADS_AT + lane * 16);
+        const uint2 pair = From::template read<uint2>(block + PAIR_AT + lane * 8);
+        const u32 of[WORDS] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w, pair.x, pair.y,
+                               From::template read<u32>(block + LAST_AT + lane * 4)};
+#pragma unroll
+        for (int j = 0; j < WORDS; j++) word[j] = of[j];
+    }
+};
+
+// To operands: [step i][register r], two bfloat16 each.
+__device__ __forceinline__ void decode_block(u32 (&a)[STEPS][4], const BlockWords& block) {
+    const u32(&words)[WORDS] = block.word;
+    const u32 last = words[WORDS - 1];
 #pragma unroll
     for (int j = 0; j < STEPS * 4; j++) {
         u32& operand = a[j / 4][j % 4];
@@ -32,4 +45,10 @@ __device__ __forceinline__ void decode_block(u32 (&a)[STEPS][4], const u8* block
             operand = and_or(last << (k + 1), SIGN, and_or(words[2 * k + 1] >> PIECE_AT, PIECE, upper));
         }
     }
+}
+// The same, read from `block`.
+__device__ __forceinline__ void decode_block(u32 (&a)[STEPS][4], const u8* block, int lane) {
+    BlockWords words;
+    words.read<Near>(block, lane);
+    decode_block(a, words);
 }

@@ -11,8 +11,9 @@ constexpr int STAGE_COLS = 128, STAGE_BYTES = 2 * BLOCK_BYTES;
 // First of the 16 columns of a stage that lanes (g, t) own in half h.
 __device__ __forceinline__ constexpr int lane_column(int h, int t) { return 64 * h + 16 * t; }
 
-// Put an exception's value into its place in shared memory, where `here`.
-__device__ __forceinline__ void patch(u32 place, u32 entry, bool here) { store_shared_if(here, place, entry >> 16); }
+// An exception's place in shared memory, where `here`: what of it must be known to patch it, and that.
+__device__ __forceinline__ u16 unpatched(u32, bool) { return 0; }
+__device__ __forceinline__ void patch(u32 place, u32 entry, u16, bool here) { store_shared_if(here, place, entry >> 16); }
 
 struct Stage {
     const u8* at;
@@ -24,11 +25,31 @@ struct Stage {
         low = record[BASES_AT + g] * 0x00800080u - CODE_BASE;
         high = record[BASES_AT + g + 8] * 0x00800080u - CODE_BASE;
     }
-    __device__ __forceinline__ void open(const u8* stage, int l) { at = stage, lane = l; }
+    __device__ __forceinline__ void open(const u8* stage, int l, bool = false) { at = stage, lane = l; }
     __device__ __forceinline__ void half(u32 (&a)[STEPS][4], int h) const { decode_block(a, at + h * BLOCK_BYTES, lane); }
     __device__ __forceinline__ void half_bf16(u32 (&a)[STEPS][4], int h) const {
         half(a, h);
+        raise(a);
+    }
+
+protected:
+    __device__ __forceinline__ void raise(u32 (&a)[STEPS][4]) const {
 #pragma unroll
         for (int i = 0; i < STEPS; i++) a[i][0] += low, a[i][1] += high, a[i][2] += low, a[i][3] += high;
+    }
+};
+
+// The same, its words asked for in memory and kept in registers; `whole`: it has both halves.
+struct FarStage : Stage {
+    BlockWords words[2];
+
+    __device__ __forceinline__ void ask(const u8* stage, int lane, bool, bool whole) {
+        words[0].read<Far>(stage, lane);
+        if (whole) words[1].read<Far>(stage + BLOCK_BYTES, lane);
+    }
+    __device__ __forceinline__ void open() {}
+    __device__ __forceinline__ void half_bf16(u32 (&a)[STEPS][4], int h) const {
+        decode_block(a, words[h]);
+        raise(a);
     }
 };

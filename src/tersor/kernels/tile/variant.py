@@ -12,13 +12,14 @@ from tersor.kernels.tile.split import TILE_ROWS
 
 _HALF_BYTES = 64 * 2  # of a row
 _STRIPS = TILE_ROWS // STRIP_ROWS
-_STRIP_ALIGN = STRIP_ROWS * _HALF_BYTES  # bytes; where operand tiles begin
+_STRIP_ALIGN = STRIP_ROWS * 2 * _HALF_BYTES  # bytes; where operand tiles begin
 _NOTE_BYTES = 16
 _REGISTERS = 1 << 16  # of a multiprocessor
 _SM_SHARED = 228 << 10  # bytes of its shared memory
 # What a block has of it beside its rings: the driver's, and what is laid out by the compiler.
 _BLOCK_SHARED = 2 << 10
 _NEEDED = {128: 90, 256: 154}  # registers of a thread at launch, for an instruction of so many tokens
+_RECORDS = 2  # at hand, of each decoder that asks for its own
 _FEEDERS = 2  # warps: one for weights, one for activations
 
 
@@ -174,13 +175,13 @@ class StripVariant(Build):
 class ClusterVariant(Build):
     """One build of `cluster_linear`: `tokens` of a tile, blocks in a cluster, depth of the rings.
 
-    `slots`: steps of 64 columns, weights and activations; `stages`: compressed ones of each decoder.
+    `a_slots`: stages of weights; `x_slots`: operand tiles of 64 columns of activations.
     """
 
     tokens: int
     cluster: int
-    slots: int
-    stages: int
+    a_slots: int
+    x_slots: int
     kept: int = 4
     groups: int = field(default=2, init=False, repr=False)
     blocks_per_sm: int = field(default=1, init=False, repr=False)
@@ -197,10 +198,10 @@ class ClusterVariant(Build):
 
     def shared(self, geometry: Geometry) -> int:
         """Bytes of dynamic shared memory of a block, laid out as in cluster_rings.cuh."""
-        slot = (TILE_ROWS + self.tokens) * _HALF_BYTES
-        area = geometry.stage_bytes + _record_bytes(geometry, self.kept)
-        areas = self.decoders * self.stages
-        return _STRIP_ALIGN + self.slots * slot + areas * area + 8 * (3 * self.slots + areas + self.consumers)
+        operands = (self.a_slots * 2 * TILE_ROWS + self.x_slots * self.tokens) * _HALF_BYTES
+        areas = self.decoders * _RECORDS
+        barriers = 8 * (2 * (self.a_slots + self.x_slots) + areas + self.consumers)
+        return _STRIP_ALIGN + operands + areas * _record_bytes(geometry, self.kept) + barriers
 
     def keeping(self, kept: int) -> ClusterVariant:
         """The same, but for `kept`."""
@@ -210,8 +211,9 @@ class ClusterVariant(Build):
         """The product."""
         own = (
             ("DECODERS", self.decoders),
-            ("SLOTS", self.slots),
-            ("STAGES", self.stages),
+            ("A_SLOTS", self.a_slots),
+            ("X_SLOTS", self.x_slots),
+            ("RECORDS", _RECORDS),
             ("KEPT", self.kept),
         )
         return Program(
@@ -219,22 +221,21 @@ class ClusterVariant(Build):
         )
 
 
-# By tokens. The first that fits a layout is used, for large matrices LARGE; the others are for bench/sweep_tile.py.
+# By tokens. The first that fits a layout is used, but for LARGE and LIGHT; the others are for bench/sweep_tile.py.
 VARIANTS: dict[int, tuple[Build, ...]] = {
     32: (Variant(32, 1, 16, 4, 2, 4), Variant(32, 1, 8, 2, 1, 2, 2), Variant(32, 1, 8, 4, 2, 4)),
     64: (Variant(64, 2, 16, 4, 2, 3), Variant(64, 2, 8, 3, 2, 4)),
-    128: (
-        Variant(128, 2, 8, 2, 2, 4),
-        Variant(128, 2, 8, 2, 2, 3),
-        Variant(128, 2, 8, 3, 2, 3),
-    ),
-    256: (StripVariant(256, 2, 4),),
-    512: (ClusterVariant(256, 2, 4, 2),),
+    128: (Variant(128, 2, 8, 2, 2, 4), ClusterVariant(128, 1, 4, 4), Variant(128, 2, 8, 2, 2, 3)),
+    256: (StripVariant(256, 2, 4), ClusterVariant(128, 2, 4, 4)),
+    512: (ClusterVariant(256, 2, 3, 3),),
 }
 # Two blocks per multiprocessor wait less, but the units of a smaller matrix do not come out even on so many.
 LARGE = {32: VARIANTS[32][1]}
+# Where few bytes are decoded: then sharing the work is worth more than sparing registers.
+LIGHT = {256: VARIANTS[256][1]}
 _LONE = 256  # the size of which builds are used where clusters find no room
 _LARGE_FROM = 1 << 26  # weights
+_LIGHT_TO = 1536  # bytes of a stage
 ALWAYS = max(VARIANTS)  # tokens up to which this is the fastest way whatever their number
 _WASTE = 1.2  # tokens of tiles over tokens, that more may cost
 
@@ -256,10 +257,13 @@ def fitting(size: int, geometry: Geometry) -> tuple[Build, ...]:
 def variant_for(tokens: int, geometry: Geometry) -> Build:
     """The build for this many tokens and a matrix of this size."""
     size = next((n for n in VARIANTS if tokens <= n), ALWAYS)
-    large = geometry.rows * geometry.cols >= _LARGE_FROM
-    return LARGE[size] if large and size in LARGE else fitting(size, geometry)[0]
+    if size in LARGE and geometry.rows * geometry.cols >= _LARGE_FROM:
+        return LARGE[size]
+    if size in LIGHT and geometry.stage_bytes <= _LIGHT_TO:
+        return LIGHT[size]
+    return fitting(size, geometry)[0]
 
 
 def alone(geometry: Geometry) -> Build:
     """The build for many tokens where clusters find no room."""
-    return fitting(_LONE, geometry)[0]
+    return next(build for build in fitting(_LONE, geometry) if build.cluster == 1)
