@@ -10,7 +10,8 @@ functions of 13.1 to 13.3. They say nothing of our kernels, whose accesses are c
 answers to our own calls, `tersor.kernels.launcher` checks.
 
 racecheck knows barriers of the kind of __syncthreads and named ones, not those in shared memory that count bytes
-(cuda/mbarrier.cuh), through which all warps of the tile product meet: it reports every one of their exchanges.
+(cuda/mbarrier.cuh), through which all warps of the tile product meet, and the blocks of a cluster (cuda/exchange.cuh):
+it reports every one of their exchanges. `--without-tile` leaves both out.
 """
 
 from __future__ import annotations
@@ -73,4 +74,16 @@ for kind in (bench_spqr.FOUR_BITS, bench_spqr.THREE_BITS, replace(bench_spqr.FOU
         y = spqr.linear(x, own.matrix, None, spqr_build)
         exact = x.double() @ own.weight.double().T
         torch.testing.assert_close(y.double(), exact, rtol=0.02, atol=1e-2 * float(y.abs().max()))
+if with_tile:
+    for height, width in (
+        (130, 1600),
+        (1800, 8192),
+    ):  # of the second, eight rounds where a round has one strip
+        own = bench_spqr.sample(height, width, bench_spqr.FOUR_BITS)
+        for consumers, blocks in ((8, 2), (2, 1)):
+            clustered = Variant(16, consumers, 4, blocks, 1, cluster=own.matrix.geometry.spans)
+            for tokens in (9, 16):
+                x = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
+                y = spqr.linear(x, own.matrix, None, clustered)
+                assert torch.equal(y, spqr.linear(x, own.matrix, None, replace(clustered, cluster=1)))
 print("done")

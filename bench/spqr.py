@@ -9,11 +9,11 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from functools import partial
-from itertools import repeat
+from itertools import chain, repeat
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from tersor.kernels import bench_spqr, measure
 from tersor.kernels.bench import SHAPES, geometric_mean
 from tersor.kernels.bench_spqr import FOUR_BITS, KINDS, THREE_BITS, Kind, Product
 from tersor.kernels.compiler import Program, machine_code
+from tersor.kernels.fused.device import chosen, clustered
 from tersor.kernels.fused.variant import Variant
-from tersor.kernels.launcher import architecture, multiprocessors, shared_limit
+from tersor.kernels.launcher import architecture, shared_limit
 from tersor.kernels.spqr import device
 from tersor.kernels.spqr.layout import Geometry, geometry_of
 from tersor.kernels.spqr.linear import variant_for
@@ -117,7 +118,8 @@ def sweep(tokens: Sequence[int], kinds: Sequence[Kind]) -> list[dict[str, object
             geometry_of(*shape, kind.bits, kind.group, kind.run, kind.stat_bits) for shape in SHAPES
         ]
         builds = {m: [v for v in _BUILDS[m] if _fits(v, geometries, limit)] for m in tokens if m in _BUILDS}
-        _compile({v.program(g) for own in builds.values() for v in own for g in geometries if g}, gpu)
+        every = {(w, g) for own in builds.values() for g in geometries if g for w in _ways(own, g, gpu)}
+        _compile({v.program(g) for v, g in every}, gpu)
         measure.warm_up(gpu)
         ratios: dict[Variant, list[float]] = {}
         for rows, cols in SHAPES:
@@ -126,15 +128,15 @@ def sweep(tokens: Sequence[int], kinds: Sequence[Kind]) -> list[dict[str, object
             plain = [own.weight.clone() for _ in range(measure.copies(2 * rows * cols))]
             for m, tried in builds.items():
                 x = torch.randn(m, cols, device=gpu, dtype=torch.bfloat16)
-                chosen = variant_for(m, own.matrix.geometry, multiprocessors(gpu), limit)
-                every = [chosen, *(v for v in tried if v != chosen)]
-                _check(x, own, every)
-                calls = [[partial(device.linear, x, p, None, v) for p in packed] for v in every]
+                usual = chosen(variant_for, m, own.matrix.geometry, gpu)
+                ways = list(dict.fromkeys([usual, *_ways(tried, own.matrix.geometry, gpu)]))
+                _check(x, own, ways)
+                calls = [[partial(device.linear, x, p, None, v) for p in packed] for v in ways]
                 cublas, *times = measure.seconds([partial(linear, x, w) for w in plain], *calls, replays=11)
                 print(f"{kind}, {rows} x {cols}, m = {m}, cuBLAS {cublas * 1e6:.1f} us")
                 best = min(times)
-                for v, seconds in zip(every, times, strict=True):
-                    mark = " chosen" * (v == chosen) + " BEST" * (seconds == best)
+                for v, seconds in zip(ways, times, strict=True):
+                    mark = " chosen" * (v == usual) + " BEST" * (seconds == best)
                     print(f"  {cublas / seconds:5.2f}  {seconds * 1e6:6.1f} us  {_name(v)}{mark}", flush=True)
                     build = asdict(v) | {"kind": str(kind), "rows": rows, "cols": cols, "seconds": seconds}
                     results.append(build | {"cublas": cublas})
@@ -155,6 +157,11 @@ def sweep(tokens: Sequence[int], kinds: Sequence[Kind]) -> list[dict[str, object
 
 def _fits(variant: Variant, geometries: Sequence[Geometry | None], limit: int) -> bool:
     return all(g and variant.shared(g.stage_bytes) * variant.blocks_per_sm <= limit for g in geometries)
+
+
+def _ways(builds: Sequence[Variant], geometry: Geometry, gpu: torch.device) -> Iterator[Variant]:
+    """The builds, and with the blocks of a row in a cluster those that can have them."""
+    return chain.from_iterable(dict.fromkeys((v, clustered(v, geometry, gpu))) for v in builds)
 
 
 def _is(result: dict[str, Any], kind: Kind, shape: tuple[int, int], tokens: int) -> bool:

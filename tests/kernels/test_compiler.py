@@ -9,7 +9,7 @@ import pytest
 from tersor.format.errors import KernelError
 from tersor.kernels import check, compiler
 from tersor.kernels.compiler import Program, compile_program, machine_code
-from tersor.kernels.fused.variant import Variant
+from tersor.kernels.fused.variant import COMBINE, Variant
 from tersor.kernels.window.layout import MACROS, Geometry
 
 nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
@@ -18,7 +18,7 @@ try:
 except RuntimeError:
     pytest.skip("NVRTC is not installed", allow_module_level=True)
 
-SMALL = Program("combine.cu", "combine")
+SMALL = COMBINE
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_120"])
@@ -47,7 +47,7 @@ def test_machine_code_is_compiled_once(tmp_path: Path, monkeypatch: pytest.Monke
 def test_other_constants_are_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERSOR_CACHE", str(tmp_path))
     machine_code(SMALL, "sm_90")
-    machine_code(Program(SMALL.source, SMALL.entry, (("UNUSED", 1),)), "sm_90")
+    machine_code(Program(SMALL.source, SMALL.entry, (*SMALL.constants, ("UNUSED", 1))), "sm_90")
     machine_code(SMALL, "sm_80")
     assert len(list((tmp_path / "kernels").iterdir())) == 3
 

@@ -15,8 +15,9 @@ from tersor.format.dtypes import KINDS
 from tersor.kernels.attention import device as attention
 from tersor.kernels.compiler import ARCHITECTURES, Compiled, Program, compile_program
 from tersor.kernels.dfloat11 import device as dfloat11
+from tersor.kernels.fused.layout import SPAN_COLS
 from tersor.kernels.fused.layout import Geometry as Layout
-from tersor.kernels.fused.variant import Variant
+from tersor.kernels.fused.variant import COMBINE, Variant
 from tersor.kernels.huffman.device import Decoding
 from tersor.kernels.huffman.device import program as huffman_program
 from tersor.kernels.spqr import layout as spqr
@@ -45,13 +46,13 @@ def programs(architecture: str) -> Iterator[Program]:
         yield Program("window_pack.cu", entry, MACROS)
     yield window_rows.PROGRAM
     yield Program("decode.cu", "decode", MACROS)
-    yield Program("combine.cu", "combine")
-    if int(architecture[3:]) >= 10 * attention.CAPABILITY[0]:
+    yield COMBINE
+    if _has_clusters(architecture):
         for head_dim in attention.HEAD_DIMS:
             for group in (1, 4, attention.MAX_GROUP):
                 yield attention.program(head_dim, group)
     for variant in variants(shared):
-        yield variant.program(Geometry(_COLS, _COLS))
+        yield from _ways(variant, Geometry(_COLS, _COLS), architecture, shared)
     if architecture == "sm_90":
         yield from tile_programs(Geometry(_COLS, _COLS))
     for bits, group, levels in _SPQR:
@@ -66,9 +67,24 @@ def spqr_programs(geometry: spqr.Geometry, architecture: str, shared: int) -> It
     for tokens in (1, 2, 4, 8, 16):
         builds = {spqr_linear.variant_for(tokens, size, _MULTIPROCESSORS, shared) for size in sizes}
         for build in sorted(builds, key=lambda v: v.blocks_per_sm):
-            yield build.program(geometry)
+            yield from _ways(build, geometry, architecture, shared)
     if architecture == "sm_90":
         yield from tile_programs(geometry)
+
+
+def _has_clusters(architecture: str) -> bool:
+    return int(architecture[3:]) >= 10 * attention.CAPABILITY[0]
+
+
+def _ways(build: Variant, geometry: Layout, architecture: str, shared: int) -> Iterator[Program]:
+    """The build for rows of so many columns, by itself and with clusters of every size that it has."""
+    yield build.program(geometry)
+    if _has_clusters(architecture):
+        for spans in (2, 3, 4, 8):
+            size = replace(geometry, cols=spans * SPAN_COLS)
+            clustered = build.in_cluster(size, shared)
+            if clustered != build:
+                yield clustered.program(size)
 
 
 def tile_programs(geometry: Layout) -> Iterator[Program]:

@@ -49,29 +49,40 @@ struct Activations {
         return v;
     }
 
-    // Put this slice into shared memory, two columns of eight tokens per thread and turn.
-    __device__ __forceinline__ void stage(int columns, int tokens, int thread, int threads) const {
+    // Put this slice into shared memory, two columns of eight tokens per thread and turn; TURNS are asked for at once, as
+    // registers allow, since everybody waits for it.
+    template <int THREADS>
+    __device__ __forceinline__ void stage(int columns, int tokens, int thread) const {
 #if SLICE
-        constexpr int TURNS = (CONSUMERS + ADDERS) * BLOCKS_PER_SM > 20 ? 1 : 2;  // at once, as registers allow
-        const int pairs = columns / 2;
-#pragma unroll TURNS
-        for (int i = thread; i < pairs * (TOKENS / 8); i += threads) {
-            const int tile = i / pairs, c = i % pairs * 2;
-            u32 two[8];
+        constexpr int PAIRS = SLICE * SPAN_COLS / 2, ITEMS = PAIRS * (TOKENS / 8), EACH = ceil_div(ITEMS, THREADS);
+        constexpr int TURNS = (CONSUMERS + ADDERS) * BLOCKS_PER_SM > 20 ? 1 : EACH < 4 ? EACH : 4;  // at once
+#pragma unroll 1
+        for (int first = thread; first < ITEMS; first += TURNS * THREADS) {
+            u32 two[TURNS][8];
 #pragma unroll
-            for (int k = 0; k < 8; k++) {
-                const int token = tile * 8 + k;
-                two[k] = token < tokens ? __ldg((const u32*)(x + (long long)token * X_PITCH + c)) : 0;
-            }
-            u8* to = slice + tile * PLANE_BYTES + piece_at(c);  // of an even column; the next follows
-            u32 even[4], odd[4];
+            for (int turn = 0; turn < TURNS; turn++) {
+                const int i = first + turn * THREADS, tile = i / PAIRS, c = i % PAIRS * 2;
+                const bool here = i < ITEMS && c < columns;
 #pragma unroll
-            for (int k = 0; k < 4; k++) {
-                even[k] = __byte_perm(two[2 * k], two[2 * k + 1], 0x5410);
-                odd[k] = __byte_perm(two[2 * k], two[2 * k + 1], 0x7632);
+                for (int k = 0; k < 8; k++) {
+                    const int token = tile * 8 + k;
+                    two[turn][k] = here && token < tokens ? __ldg((const u32*)(x + (long long)token * X_PITCH + c)) : 0;
+                }
             }
-            *(uint4*)to = make_uint4(even[0], even[1], even[2], even[3]);
-            *(uint4*)(to + 16) = make_uint4(odd[0], odd[1], odd[2], odd[3]);
+#pragma unroll
+            for (int turn = 0; turn < TURNS; turn++) {
+                const int i = first + turn * THREADS, tile = i / PAIRS, c = i % PAIRS * 2;
+                u8* to = slice + tile * PLANE_BYTES + piece_at(c);  // of an even column; the next follows
+                u32 even[4], odd[4];
+#pragma unroll
+                for (int k = 0; k < 4; k++) {
+                    even[k] = __byte_perm(two[turn][2 * k], two[turn][2 * k + 1], 0x5410);
+                    odd[k] = __byte_perm(two[turn][2 * k], two[turn][2 * k + 1], 0x7632);
+                }
+                if (i >= ITEMS) break;
+                *(uint4*)to = make_uint4(even[0], even[1], even[2], even[3]);
+                *(uint4*)(to + 16) = make_uint4(odd[0], odd[1], odd[2], odd[3]);
+            }
         }
 #endif
     }

@@ -16,17 +16,13 @@
 //
 // SLICE = 0: activations come through L1 (few tokens; x has TOKENS rows). The grid is (blocks, 1), y is written.
 // SLICE = n: blockIdx.y takes n spans of the columns, whose activations stay in shared memory, eight tokens
-//            side by side (activations.cuh); the sums of each span go to `partial`, and combine adds
-//            them, in the same order.
+//            side by side (activations.cuh); the spans of a row are added in the same order by combine.cu or, where
+//            the CLUSTER blocks of a row are a cluster, by these themselves (finish.cuh).
 #include "exception_sums.cuh"
+#include "finish.cuh"
 
 // For want of registers, with so many blocks: read slots as memory.
 constexpr bool ONE_WAY = (BLOCKS_PER_SM > 3 && __CUDA_ARCH__ != 900) || (BLOCKS_PER_SM > 2 && __CUDA_ARCH__ >= 1000);
-constexpr int THREADS = (CONSUMERS + ADDERS) * WARP;
-constexpr int SUM = STRIP * TOKENS;                 // floats of one segment
-[[maybe_unused]] constexpr int READY = 1;           // named barriers: the slice of x is in place,
-constexpr int FULL = 2, EMPTY = 4;                  // + 0 or 1: which of the buffers
-
 constexpr int CHAINS = 2;                           // of matrix instructions, each waiting for the one before
 
 // A segment's sums to `own`.
@@ -52,6 +48,9 @@ __device__ __forceinline__ void leave(const Problem& p, const float (&sum)[CHAIN
 __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots, float* sums) {
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int segment = warp % SPAN_SEGMENTS;
+#if CLUSTER > 1
+    cluster_arrive_relaxed();
+#endif
     stages += warp * STAGES * BAND * STAGE_BYTES;
     Position place{(int)blockIdx.x, 0};
     for (int i = warp / SPAN_SEGMENTS; i > 0; i--) place.advance(1, p.spans);
@@ -64,10 +63,7 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
     }
     previous_done();
     let_next_begin();
-#if SLICE
-    p.x.stage(p.halves * HALF_COLS, p.tokens, threadIdx.x, THREADS);
-    barrier_sync(READY, THREADS);
-#endif
+    begin(p);
     StageActivations<TILES> x(p.x, lane);
 #pragma unroll 1
     for (int round = 0; round < p.rounds; round++) {
@@ -135,79 +131,22 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
         }
         barrier_arrive(FULL + round % BUFFERS, THREADS);
     }
-}
-
-struct Output {
-    const u16* bias;
-    u16* y;
-    float* partial;  // of the first span of this slice
-    int rows;
-};
-
-// Lane = (tokens, row): add up the segments of each span, the spans of each strip, and write.
-__device__ __forceinline__ void finish(const Problem& p, const Output& out, const float* sums) {
-    constexpr int OWN = TILE > 1 ? TILE / 2 : 1, OWN_TILES = TILES / ADDERS;  // tokens of a lane, each in so many tiles
-    const int warp = threadIdx.x / WARP - CONSUMERS, lane = threadIdx.x % WARP, row = lane % STRIP;
-    const int first = warp * OWN_TILES * 8 + lane / STRIP * OWN;
-    Position place{(int)blockIdx.x, 0};
-    float total[BAND][OWN_TILES][OWN] = {};
-    previous_done();
-#if SLICE
-    p.x.stage(p.halves * HALF_COLS, p.tokens, threadIdx.x, THREADS);
-    barrier_sync(READY, THREADS);
+#if CLUSTER > 1
+    __syncwarp();
+    cluster_arrive_relaxed();
 #endif
-    for (int round = 0; round < p.rounds; round++) {
-        barrier_sync(FULL + round % BUFFERS, THREADS);
-        const float* in = sums + round % BUFFERS * CONSUMERS * BAND * SUM;
-#pragma unroll 1
-        for (int s = 0; s < SPANS && place.band < p.bands; s++, in += SPAN_SEGMENTS * BAND * SUM) {
-            const bool last = place.span + 1 == p.spans;
-#pragma unroll
-            for (int u = 0; u < BAND; u++) {
-                const int r = (p.strip(place) + u) * STRIP + row;
-                const float bias = last && r < out.rows && out.bias ? from_bf16(__ldg(out.bias + r)) : 0.f;
-#pragma unroll
-                for (int n = 0; n < OWN_TILES; n++) {
-                    const int token = first + 8 * n;
-                    const float* own = in + u * SUM + sum_at(row, min(token, TOKENS - OWN));
-                    Floats<OWN> part = {};
-#pragma unroll
-                    for (int i = 0; i < SPAN_SEGMENTS; i++) {
-                        const auto one = Floats<OWN>::at(own + i * BAND * SUM);
-#pragma unroll
-                        for (int k = 0; k < OWN; k++) part.value[k] += one.value[k];
-                    }
-                    const int keep = r < out.rows ? p.tokens - token : 0;  // of this lane's tokens, or more
-                    if (gridDim.y > 1) {
-                        float* to = out.partial + ((long long)place.span * p.tokens + token) * out.rows + r;
-#pragma unroll
-                        for (int k = 0; k < OWN; k++, to += out.rows)
-                            if (k < keep) *to = part.value[k];
-                        continue;
-                    }
-                    u16* to = out.y + (long long)token * out.rows + r;
-#pragma unroll
-                    for (int k = 0; k < OWN; k++, to += out.rows) {
-                        float& of_row = total[u][n][k];
-                        of_row += part.value[k];
-                        if (last && k < keep) *to = to_bf16(of_row + bias);
-                        if (last) of_row = 0;
-                    }
-                }
-            }
-            place.advance(1, p.spans);
-        }
-        if (round + BUFFERS < p.rounds) barrier_arrive(EMPTY + round % BUFFERS, THREADS);
-    }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
+#if CLUSTER > 1
+__cluster_dims__(1, CLUSTER, 1)
+#endif
 linear(const u8* __restrict__ weights,  // stages
        const int* __restrict__ places, const u8* __restrict__ records,
        const u16* __restrict__ x,       // [tokens][X_PITCH] bfloat16, zero from the last column on
        const u16* __restrict__ bias,    // [rows] bfloat16 or null
        u16* __restrict__ y,             // [tokens][rows] bfloat16
-       float* __restrict__ partial,     // [spans of a row][tokens][rows], where gridDim.y > 1
+       float* __restrict__ partial,     // [spans of a row][tokens][rows], for combine.cu, where gridDim.y > CLUSTER
        int rows, int tokens, int unit) {
     extern __shared__ __align__(128) u8 shared[];
     constexpr int row_halves = X_PITCH / HALF_COLS;
@@ -231,8 +170,13 @@ linear(const u8* __restrict__ weights,  // stages
     p.rounds = ceil_div(ceil_div(p.bands - (int)blockIdx.x, gridDim.x) * p.spans, SPANS);
     u8* slice = (u8*)(sums + BUFFERS * CONSUMERS * BAND * SUM);
     p.x = Activations{x + first_span * SPAN_COLS, slice};
+    const Output out{bias, y, partial + (long long)(first_span / CLUSTER) * tokens * rows, rows, slice + TILES * PLANE_BYTES};
     if (threadIdx.x < CONSUMERS * WARP)
         consume(p, shared, slots, sums);
     else
-        finish(p, {bias, y, partial + (long long)first_span * tokens * rows, rows}, sums);
+        finish(p, out, sums);
+#if CLUSTER > 1
+    __syncwarp();
+    cluster_wait();  // nobody leaves while others write to it
+#endif
 }

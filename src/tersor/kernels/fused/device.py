@@ -6,21 +6,29 @@ Bytes are uint8, everything of 16 bits int16 and of 32 bits int32 (torch compute
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from tersor.format.errors import KernelError
 from tersor.kernels.compiler import Program
 from tersor.kernels.fused.layout import SEGMENT_COLS, STRIP_ROWS, Geometry
-from tersor.kernels.fused.variant import Variant, planned
-from tersor.kernels.launcher import UNASKED_SHARED, Kernel, Launch, multiprocessors, shared_limit
+from tersor.kernels.fused.variant import COMBINE, Variant, planned
+from tersor.kernels.launcher import (
+    BLOCK_SHARED,
+    UNASKED_SHARED,
+    Kernel,
+    Launch,
+    has_clusters,
+    multiprocessors,
+    shared_limit,
+)
 
 _DECODE_THREADS = 128
 _DECODE_SHARED = STRIP_ROWS * (SEGMENT_COLS * 2 + 16)  # bytes of shared memory that decode.cu declares
-_BLOCK_SHARED = 1 << 10  # what the driver takes for each block
 _SHARED_GRAIN = 128  # what a block's bytes are rounded up to
 _BESIDE = 6  # decoding blocks to a multiprocessor, where they work beside others
 _COMBINE_THREADS = 128
@@ -54,7 +62,7 @@ def _decode_kernel(macros: tuple[tuple[str, int], ...]) -> Kernel:
 
 @cache
 def _combine_kernel() -> Kernel:
-    return Kernel(Program("combine.cu", "combine"))
+    return Kernel(COMBINE)
 
 
 def elbow_room(limit: int) -> int:
@@ -64,7 +72,7 @@ def elbow_room(limit: int) -> int:
     not wait for one to end. limit: bytes that a block may have, `shared_limit`. None where six hardly fit, and never
     so much that the launch would have to ask.
     """
-    share = (limit + _BLOCK_SHARED) // _BESIDE - _BLOCK_SHARED
+    share = (limit + BLOCK_SHARED) // _BESIDE - BLOCK_SHARED
     spare = min(share, UNASKED_SHARED) - _DECODE_SHARED
     return max(0, spare // _SHARED_GRAIN * _SHARED_GRAIN)
 
@@ -122,7 +130,9 @@ class Plan:
     variant: Variant
     kernel: Kernel
     launch: Launch
-    sliced: bool  # the spans' sums are put together by another kernel
+    partial: (
+        int  # sums of a row's result that are put together by another kernel, if any: of spans or of quads
+    )
     combine: Launch
 
 
@@ -130,10 +140,33 @@ class Plan:
 def _planned(
     variant_for: VariantFor[Own], wanted: Variant | None, tokens: int, geometry: Own, device: torch.device
 ) -> Plan:
-    variant = wanted or variant_for(tokens, geometry, multiprocessors(device), shared_limit(device))
-    kernel, launch = planned(variant, geometry, multiprocessors(device))
+    variant = wanted or chosen(variant_for, tokens, geometry, device)
+    plan = planned(variant, geometry, device)
+    wide = variant.launch(geometry, multiprocessors(device)).blocks[0]
+    if (
+        wanted is None and (plan[1].blocks[0] if plan else 0) < wide
+    ):  # so many clusters do not come out even there
+        variant = replace(variant, cluster=1)
+        plan = planned(variant, geometry, device)
+    if plan is None:
+        raise KernelError(f"{device} has no room for {variant}; leave the choice of a build to tersor")
+    kernel, launch = plan
+    quads = launch.blocks[1] // variant.cluster
+    partial = 0 if quads == 1 else quads if variant.cluster > 1 else geometry.spans
     combined = Launch((-(-tokens * geometry.rows // _COMBINED), 1), _COMBINE_THREADS, overlap=True)
-    return Plan(variant, kernel, launch, launch.blocks[1] > 1, combined)
+    return Plan(variant, kernel, launch, partial, combined)
+
+
+def chosen(variant_for: VariantFor[Own], tokens: int, geometry: Own, device: torch.device) -> Variant:
+    """The build for this many tokens on this device."""
+    return clustered(
+        variant_for(tokens, geometry, multiprocessors(device), shared_limit(device)), geometry, device
+    )
+
+
+def clustered(variant: Variant, geometry: Geometry, device: torch.device) -> Variant:
+    """The same with the blocks of a row in a cluster, if they and the device can."""
+    return variant.in_cluster(geometry, shared_limit(device)) if has_clusters(device) else variant
 
 
 def _multiply(
@@ -149,10 +182,13 @@ def _multiply(
     plan = _planned(variant_for, wanted, tokens, geometry, device)
     if not plan.variant.slice_spans and tokens < plan.variant.tokens:
         x = torch.nn.functional.pad(x, (0, 0, 0, plan.variant.tokens - tokens))
-    partial = x.new_empty((geometry.spans, tokens, rows), dtype=torch.float32) if plan.sliced else None
+    partial = x.new_empty((plan.partial, tokens, rows), dtype=torch.float32) if plan.partial else None
     plan.kernel(
         plan.launch, device, matrix.stages, matrix.places, matrix.records, x, bias, y, partial,
         rows, tokens, matrix.unit,
     )  # fmt: skip
     if partial is not None:
-        _combine_kernel()(plan.combine, device, partial, bias, y, rows, tokens * rows, geometry.spans)
+        _combine_kernel()(
+            plan.combine, device, partial, bias, y,
+            rows, tokens * rows, plan.partial, int(plan.variant.cluster > 1),
+        )  # fmt: skip

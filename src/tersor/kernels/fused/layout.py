@@ -17,8 +17,8 @@ so the warp that multiplies a segment gets all it needs besides the stages in on
 long before.
 
 In the products for few tokens the order of every sum is part of the layout: segments of 512 columns, two of them
-added to a *span* of 1024, spans to the row. It does not depend on how many tokens there are or how the work is
-dealt out, so their results do not either.
+added to a *span* of 1024, four spans to a *quad*, quads to the row. It does not depend on how many tokens there are
+or how the work is dealt out, so their results do not either.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ STRIP_ROWS = TILE_ROWS
 STAGE_COLS = 128
 SEGMENT_COLS = 512
 SPAN_COLS = 1024
+QUAD_SPANS = 4
 RUNNING_BYTES = 2 * STRIP_ROWS  # at the head of a record
 EXCEPTION_BYTES = 4
 ROW_SHIFT = 9  # bit of an exception's row; below it the column
@@ -39,6 +40,7 @@ ROW_SHIFT = 9  # bit of an exception's row; below it the column
 MACROS = (
     ("SEGMENT_COLS", SEGMENT_COLS),
     ("SPAN_COLS", SPAN_COLS),
+    ("QUAD_SPANS", QUAD_SPANS),
     ("ROW_SHIFT", ROW_SHIFT),
 )  # the skeleton's numbers, as the CUDA text knows them
 

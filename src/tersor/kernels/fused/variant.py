@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
+import torch
+
 from tersor.kernels.compiler import Program
-from tersor.kernels.fused.layout import SPAN_COLS, STRIP_ROWS, Geometry
-from tersor.kernels.launcher import Kernel, Launch
+from tersor.kernels.fused.layout import QUAD_SPANS, SEGMENT_COLS, SPAN_COLS, STRIP_ROWS, Geometry
+from tersor.kernels.launcher import BLOCK_SHARED, Kernel, Launch, multiprocessors
 
 SLOT_BYTES = 1024  # of a segment's record that are kept at hand, per warp: 244 exceptions, 3 %
+COMBINE = Program("combine.cu", "combine", (("QUAD_SPANS", QUAD_SPANS),))  # sums that blocks left in memory
 _EVEN = 0.9
+_SPAN_WARPS = SPAN_COLS // SEGMENT_COLS
+_UNIT_BYTES = STRIP_ROWS * 8 * 4  # sums of a strip and eight tokens
+_BARRIERS = 2 * 8  # bytes of those beside half an inbox
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,7 @@ class Variant:
     `slot_bytes`: for the record of a segment, a multiple of 16; of a longer one the exceptions are read late.
     `band`: strips that a warp multiplies at a time, so that operands of activations are read once for all of them.
     `adders`: warps that add the segments' sums up, 1 for all tokens; 0 for one per eight.
+    `cluster`: blocks that add the spans of a row up among themselves, one for each span; 1 leaves it to another kernel.
     """
 
     tokens: int
@@ -34,6 +41,7 @@ class Variant:
     slot_bytes: int = SLOT_BYTES
     band: int = 1
     adders: int = 0
+    cluster: int = 1
 
     @property
     def threads(self) -> int:
@@ -49,7 +57,29 @@ class Variant:
         """Bytes of dynamic shared memory of a block, laid out as in linear.cu."""
         rings = self.stages * stage_bytes + self.slot_bytes
         sums = self.buffers * self.tokens * STRIP_ROWS * 4
-        return self.consumers * self.band * (rings + sums) + self.tokens * self.slice_spans * SPAN_COLS * 2
+        activations = self.tokens * self.slice_spans * SPAN_COLS * 2
+        return self.consumers * self.band * (rings + sums) + activations + self._inboxes
+
+    @property
+    def _inboxes(self) -> int:
+        """Bytes of what a block of a cluster gets from the others, laid out as in exchange.cuh."""
+        if self.cluster == 1:
+            return 0
+        units = -(-(self.consumers // _SPAN_WARPS) // self.cluster)
+        return self.adding * 2 * (units * self.cluster * _UNIT_BYTES + _BARRIERS)
+
+    def in_cluster(self, geometry: Geometry, shared: int) -> Variant:
+        """The same with the blocks of a quad's spans in a cluster, if all quads can be one and they still fit.
+
+        shared: bytes of shared memory that a block may have; a multiprocessor has what the driver takes of it besides.
+        """
+        quad = min(geometry.spans, QUAD_SPANS)
+        quads = self.slice_spans == 1 and quad > 1 and geometry.spans % quad == 0
+        if not quads or self.band > 1 or self.adding * 8 != self.tokens:
+            return self
+        build = replace(self, cluster=quad)
+        block = build.shared(geometry.stage_bytes) + BLOCK_SHARED
+        return build if self.blocks_per_sm * block <= shared + BLOCK_SHARED else self
 
     def program(self, geometry: Geometry) -> Program:
         """What to compile for matrices of this kind and number of columns."""
@@ -63,15 +93,22 @@ class Variant:
             ("SLOT_BYTES", self.slot_bytes),
             ("BAND", self.band),
             ("ADDERS", self.adding),
+            ("CLUSTER", self.cluster),
             ("X_PITCH", geometry.padded_cols),
         )
         return Program("linear.cu", "linear", geometry.macros + tuning)
 
-    def launch(self, geometry: Geometry, multiprocessors: int) -> Launch:
-        """Blocks that fill the GPU once: slices of the columns, and as many blocks per slice as fit."""
+    def launch(self, geometry: Geometry, multiprocessors: int, clusters: int | None = None) -> Launch:
+        """Blocks that fill the GPU once: slices of the columns, and as many blocks per slice as fit.
+
+        clusters: how many the GPU holds, where blocks of slices are one; it may be fewer than it has room for.
+        """
         places = multiprocessors * self.blocks_per_sm
         slices = -(-geometry.spans // self.slice_spans) if self.slice_spans else 1
-        blocks = max(1, min(-(-geometry.strips // self.band), places // slices))
+        room = places // slices
+        if clusters is not None:
+            room = min(room, clusters * self.cluster // slices)
+        blocks = max(1, min(-(-geometry.strips // self.band), room))
         return Launch((blocks, slices), self.threads, self.shared(geometry.stage_bytes), overlap=True)
 
     def busy(self, strips: int, multiprocessors: int) -> float:
@@ -94,12 +131,20 @@ def evenest(variants: Sequence[Variant], strips: int, multiprocessors: int) -> V
 
 
 @cache
-def planned(variant: Variant, geometry: Geometry, multiprocessors: int) -> tuple[Kernel, Launch]:
-    """The variant's kernel for matrices of this size, loaded at its first launch, and how to launch it."""
-    launch = variant.launch(geometry, multiprocessors)
-    return _kernel(variant.program(geometry), launch.shared), launch
+def planned(variant: Variant, geometry: Geometry, device: torch.device) -> tuple[Kernel, Launch] | None:
+    """The variant's kernel for matrices of this size, loaded at its first launch, and how to launch it.
+
+    None if its blocks are a cluster and the device, part of a GPU, does not hold one.
+    """
+    places = multiprocessors(device)
+    launch = variant.launch(geometry, places)
+    kernel = _kernel(variant.program(geometry), launch.shared, variant.cluster > 1)
+    if variant.cluster == 1:
+        return kernel, launch
+    clusters = kernel.clusters(replace(launch, blocks=(1, variant.cluster)), device)
+    return (kernel, variant.launch(geometry, places, clusters)) if clusters else None
 
 
 @cache
-def _kernel(program: Program, shared: int) -> Kernel:
-    return Kernel(program, shared)
+def _kernel(program: Program, shared: int, dense: bool) -> Kernel:
+    return Kernel(program, shared, dense)
