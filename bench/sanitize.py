@@ -81,9 +81,11 @@ if with_tile:
     ):  # of the second, eight rounds where a round has one strip
         own = bench_spqr.sample(height, width, bench_spqr.FOUR_BITS)
         for consumers, blocks in ((8, 2), (2, 1)):
-            clustered = Variant(16, consumers, 4, blocks, 1, cluster=own.matrix.geometry.spans)
+            alone = Variant(16, consumers, 4, blocks, 1)
+            clustered = alone.in_cluster(own.matrix.geometry, shared_limit(w.device))
+            assert clustered != alone
             for tokens in (9, 16):
                 x = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
                 y = spqr.linear(x, own.matrix, None, clustered)
-                assert torch.equal(y, spqr.linear(x, own.matrix, None, replace(clustered, cluster=1)))
+                assert torch.equal(y, spqr.linear(x, own.matrix, None, alone))
 print("done")

@@ -22,7 +22,7 @@
 
 #if CLUSTER > 1
 constexpr int ROW_SPANS = ceil_div(X_PITCH, SPAN_COLS);
-static_assert(SLICE == 1 && (CLUSTER == ROW_SPANS || (CLUSTER == QUAD_SPANS && ROW_SPANS % QUAD_SPANS == 0)),
+static_assert(SLICE == 1 && ROW_SPANS % CLUSTER == 0 && CLUSTER == (ROW_SPANS < QUAD_SPANS ? ROW_SPANS : QUAD_SPANS),
               "a block has one span, a cluster a quad");
 static_assert(BAND == 1 && TILE == 8 && TILES == ADDERS, "a unit is one strip's, and 16 bytes a lane");
 
