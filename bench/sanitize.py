@@ -26,6 +26,7 @@ from tersor.kernels.dfloat11 import device as dfloat11
 from tersor.kernels.dfloat11.encode import encode
 from tersor.kernels.fused.variant import Variant
 from tersor.kernels.huffman import device as huffman
+from tersor.kernels.launcher import shared_limit
 from tersor.kernels.spqr import device as spqr
 from tersor.kernels.tile import device as tile
 from tersor.kernels.tile.variant import VARIANTS, fitting
