@@ -76,10 +76,8 @@ for kind in (bench_spqr.FOUR_BITS, bench_spqr.THREE_BITS, replace(bench_spqr.FOU
         exact = x.double() @ own.weight.double().T
         torch.testing.assert_close(y.double(), exact, rtol=0.02, atol=1e-2 * float(y.abs().max()))
 if with_tile:
-    for height, width in (
-        (130, 1600),
-        (1800, 8192),
-    ):  # of the second, eight rounds where a round has one strip
+    # Of the second, eight rounds where a round has one strip.
+    for height, width in ((130, 1600), (1800, 8192)):
         own = bench_spqr.sample(height, width, bench_spqr.FOUR_BITS)
         for consumers, blocks in ((8, 2), (2, 1)):
             alone = Variant(16, consumers, 4, blocks, 1)

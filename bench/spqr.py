@@ -160,7 +160,7 @@ def _fits(variant: Variant, geometries: Sequence[Geometry | None], limit: int) -
 
 
 def _ways(builds: Sequence[Variant], geometry: Geometry, gpu: torch.device) -> Iterator[Variant]:
-    """The builds, and with the blocks of a row in a cluster those that can have them."""
+    """The builds, and with the blocks of a quad in a cluster those that can have them."""
     return chain.from_iterable(dict.fromkeys((v, clustered(v, geometry, gpu))) for v in builds)
 
 

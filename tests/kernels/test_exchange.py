@@ -1,4 +1,4 @@
-"""How the blocks of a cluster add up a row's spans (cuda/exchange.cuh), emulated; and which builds do so.
+"""How the blocks of a cluster add up a quad's spans (cuda/exchange.cuh), emulated; and which builds do so.
 
 The emulation has the text's index arithmetic and its barriers, one coroutine per adding warp and stores that arrive
 when they like, in any order. It fails where a place of an inbox is written before it was read or read before it was

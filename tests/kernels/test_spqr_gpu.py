@@ -151,9 +151,10 @@ def test_every_width_multiplies(kind: str, width: int) -> None:
 
 
 @pytest.mark.parametrize("width", range(2, 9))
-def test_every_width_multiplies_for_hundreds_of_tokens(width: int) -> None:
-    """Of one kind only: a kernel is compiled for each, and these decode as those of fewer tokens do."""
-    own = case(70, 1100, "g32 two levels", width)
+@pytest.mark.parametrize("kind", MAIN)
+def test_every_width_multiplies_for_hundreds_of_tokens(kind: str, width: int) -> None:
+    """Of two kinds only: a kernel is compiled for each. Stages come past shared memory here."""
+    own = case(70, 1100, kind, width)
     for tokens in (200, 300):
         assert_as_good_as_cublas(own, torch.randn(tokens, 1100, device="cuda", dtype=torch.bfloat16))
 

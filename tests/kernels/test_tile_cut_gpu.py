@@ -48,7 +48,7 @@ def cut(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
             cluster: int = 1,
         ) -> Split:
             best = chosen(rows, tokens, stages, of_tile, places, cluster)
-            chunk = max(n for n in range(1, stages // parts + 1) if stages % n == 0)  # within segments too
+            chunk = max(n for n in range(1, stages // parts + 1) if stages % n == 0)
             return Split(stages, best.token_tiles, best.units, chunk, min(best.units // chunk, places))
 
         monkeypatch.setattr(tile, "choose", choose)
@@ -101,10 +101,13 @@ def test_cut_tiles_are_put_together(build: Build, cols: int, parts: int, cut: Ca
 
 @pytest.mark.parametrize("parts", PARTS)
 @pytest.mark.parametrize("tokens", [20, 50, 100, 200, 500])
-def test_cut_tiles_of_quantised_weights(tokens: int, parts: int, cut: Callable[[int], None]) -> None:
+@pytest.mark.parametrize("cols", [COLS, 8000])  # of the second, runs begin within segments
+def test_cut_tiles_of_quantised_weights(
+    cols: int, tokens: int, parts: int, cut: Callable[[int], None]
+) -> None:
     cut(parts)
-    own = bench_spqr.sample(ROWS, COLS, bench_spqr.FOUR_BITS)
-    x = torch.randn(tokens, COLS, device="cuda", dtype=torch.bfloat16)
+    own = bench_spqr.sample(ROWS, cols, bench_spqr.FOUR_BITS)
+    x = torch.randn(tokens, cols, device="cuda", dtype=torch.bfloat16)
     exact = x.double() @ own.weight.double().T
     first = tile.tile_linear(x, own.matrix)
     assert float((first.double() - exact).abs().max()) <= 0.01 * float(exact.abs().max())

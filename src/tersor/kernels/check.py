@@ -20,6 +20,7 @@ from tersor.kernels.fused.layout import Geometry as Layout
 from tersor.kernels.fused.variant import COMBINE, Variant
 from tersor.kernels.huffman.device import Decoding
 from tersor.kernels.huffman.device import program as huffman_program
+from tersor.kernels.launcher import HOPPER
 from tersor.kernels.spqr import layout as spqr
 from tersor.kernels.spqr import linear as spqr_linear
 from tersor.kernels.tile.variant import VARIANTS, fitting
@@ -36,7 +37,7 @@ _SPQR = ((4, 32, 2), (3, 16, 2), (8, 16, 1))  # bits, group, levels: the usual o
 
 
 def programs(architecture: str) -> Iterator[Program]:
-    """Every kernel, in every build that is launched; products for 4096 columns."""
+    """Every kernel in every build that is launched; products for 4096 columns, in clusters for other widths too."""
     shared = _SHARED.get(architecture, 99) * 1024
     for kind in sorted(set(KINDS.values())):
         for entry in _HUFFMAN:
@@ -73,7 +74,7 @@ def spqr_programs(geometry: spqr.Geometry, architecture: str, shared: int) -> It
 
 
 def _has_clusters(architecture: str) -> bool:
-    return int(architecture[3:]) >= 10 * attention.CAPABILITY[0]
+    return int(architecture[3:]) >= 10 * HOPPER
 
 
 def _ways(build: Variant, geometry: Layout, architecture: str, shared: int) -> Iterator[Program]:

@@ -19,7 +19,7 @@ from tersor.kernels.compiler import Program, machine_code
 
 Argument = torch.Tensor | float | ctypes.Structure | ctypes.c_void_p | None
 
-_HOPPER = 9  # compute capability from which on a kernel may begin before its predecessor ends, and there are clusters
+HOPPER = 9  # compute capability from which on a kernel may begin before its predecessor ends, and there are clusters
 BLOCK_SHARED = 1 << 10  # bytes of shared memory that the driver takes for each block
 UNASKED_SHARED = 48 * 1024  # bytes of shared memory a block may have without asking
 
@@ -77,9 +77,7 @@ class Kernel:
 
     program: Program
     shared: int = 0  # the most dynamic shared memory any launch asks for
-    dense: bool = (
-        False  # blocks of a cluster may share a multiprocessor: of four, an H200 holds 66 instead of 62
-    )
+    dense: bool = False  # blocks of a cluster may share a multiprocessor; so an H200 holds more of them
     _loaded: dict[int, Any] = field(default_factory=dict, repr=False)
     _types: tuple[Any, ...] = ()  # of the arguments, the same at every launch
 
@@ -154,7 +152,7 @@ def _config(launch: Launch, device: int, stream: int) -> Any:
     """The driver's form of a launch on a stream; never changed, because threads share it."""
     driver, config = _driver(), _shaped(launch)
     config.hStream = stream
-    if launch.overlap and torch.cuda.get_device_capability(device)[0] >= _HOPPER:
+    if launch.overlap and torch.cuda.get_device_capability(device)[0] >= HOPPER:
         attribute = driver.CUlaunchAttribute()
         attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
         attribute.value.programmaticStreamSerializationAllowed = 1
@@ -272,7 +270,7 @@ def shared_limit(device: torch.device) -> int:
 @cache
 def has_clusters(device: torch.device) -> bool:
     """Whether blocks may form clusters there."""
-    return torch.cuda.get_device_capability(device)[0] >= _HOPPER
+    return torch.cuda.get_device_capability(device)[0] >= HOPPER
 
 
 @cache

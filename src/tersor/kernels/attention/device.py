@@ -14,12 +14,12 @@ from functools import cache
 import torch
 
 from tersor.kernels.compiler import Program
-from tersor.kernels.launcher import Kernel, Launch
+from tersor.kernels.launcher import HOPPER, Kernel, Launch
 
 RANKS = 8  # blocks of a cluster, all that every GPU with clusters allows
 HEAD_DIMS = (64, 128)
 MAX_GROUP = 8  # query heads per key/value head; more do not fit the registers
-CAPABILITY = (9, 0)  # the first with clusters
+CAPABILITY = (HOPPER, 0)  # the first with clusters
 _WARPS = 8
 
 

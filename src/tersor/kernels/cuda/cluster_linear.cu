@@ -1,12 +1,14 @@
-// y = x W^T (+ bias) for hundreds of tokens on Hopper: clusters of blocks share what they decode, and what they read.
+// y = x W^T (+ bias) for about a hundred tokens and more on Hopper: clusters of blocks share what they decode.
 //
-// As tile_linear.cu, with the tensor cores as the scarce thing. An instruction multiplies 256 tokens, so that operands
-// are read from shared memory as seldom as can be; that takes so many registers that there are twelve warps at most:
+// As tile_linear.cu, with the tensor cores as the scarce thing. An instruction multiplies all tokens of a tile, so that
+// operands are read from shared memory as seldom as can be; with 256 that takes so many registers that there are twelve
+// warps at most:
 //
 //   CONSUMERS   two warpgroups: wgmma on 64 rows x TOKENS tokens each, sums in registers
-//   DECODERS    a warpgroup: a strip of 16 rows each (cluster_decode.cuh)
+//   DECODERS    one or two warpgroups: a strip of 16 rows each (cluster_decode.cuh)
 //
-// In a cluster of two blocks (cluster_rings.cuh) each decodes half of the rows' weights: they are decoded once for 512 tokens.
+// In a cluster (cluster_rings.cuh) each of CLUSTER blocks decodes its part of the rows' weights: they are decoded once for
+// CLUSTER x TOKENS tokens. With CLUSTER = 1 a block decodes all of them, past shared memory too.
 #include "cluster_decode.cuh"
 #include "tile_sums.cuh"
 

@@ -14,8 +14,8 @@
 // sending waits for receptions of round r - 2, step 2 r - 2, receiving for step 2 r - 1, both earlier than itself; so
 // whoever is furthest behind can go on, and there is no deadlock.
 //
-// Rejected: sums in global memory, added by a second kernel (2 to 2.5 us of a product's 9 to 30; it is what is done without
-// clusters); reading the others' sums where they are, for which a cluster meets twice a round and waits for its loads.
+// Rejected: sums in global memory, added by a second kernel (dev/BENCHMARKS.md; it is what is done without clusters);
+// reading the others' sums where they are, for which a cluster meets twice a round and waits for its loads.
 #pragma once
 #include "mbarrier.cuh"
 #include "work.cuh"

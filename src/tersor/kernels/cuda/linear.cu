@@ -17,7 +17,7 @@
 // SLICE = 0: activations come through L1 (few tokens; x has TOKENS rows). The grid is (blocks, 1), y is written.
 // SLICE = n: blockIdx.y takes n spans of the columns, whose activations stay in shared memory, eight tokens
 //            side by side (activations.cuh); the spans of a row are added in the same order by combine.cu or, where
-//            the CLUSTER blocks of a row are a cluster, by these themselves (finish.cuh).
+//            the CLUSTER blocks of a quad are a cluster, by these themselves, and only quads by combine.cu (finish.cuh).
 #include "exception_sums.cuh"
 #include "finish.cuh"
 
@@ -146,7 +146,7 @@ linear(const u8* __restrict__ weights,  // stages
        const u16* __restrict__ x,       // [tokens][X_PITCH] bfloat16, zero from the last column on
        const u16* __restrict__ bias,    // [rows] bfloat16 or null
        u16* __restrict__ y,             // [tokens][rows] bfloat16
-       float* __restrict__ partial,     // [spans of a row][tokens][rows], for combine.cu, where gridDim.y > CLUSTER
+       float* __restrict__ partial,     // [spans, or quads, of a row][tokens][rows], for combine.cu, where gridDim.y > CLUSTER
        int rows, int tokens, int unit) {
     extern __shared__ __align__(128) u8 shared[];
     constexpr int row_halves = X_PITCH / HALF_COLS;

@@ -43,10 +43,6 @@ __device__ __forceinline__ void bulk_copy(u32 to, const void* from, int bytes, u
                  "l"(from), "r"(bytes), "r"(barrier)
                  : "memory");
 }
-// `bytes` (a multiple of 16) to the L2 cache.
-__device__ __forceinline__ void bulk_prefetch(const void* from, int bytes) {
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
 // The same for barriers and memory of other blocks of the cluster, by addresses of `address_of_rank`.
 __device__ __forceinline__ void mbarrier_arrive_at(u32 barrier) {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");

@@ -45,16 +45,6 @@ __device__ __forceinline__ uint2 load_stream(const uint2* p) {
     return v;
 }
 
-// Where a layout's words are read from: where they are near, or memory, long before they are needed.
-struct Near {
-    template <typename T>
-    static __device__ __forceinline__ T read(const u8* from) { return *(const T*)from; }
-};
-struct Far {
-    template <typename T>
-    static __device__ __forceinline__ T read(const u8* from) { return load_stream((const T*)from); }
-};
-
 // 16 bytes of a decoded matrix, which leave the L2 cache first: decoding is 5 to 25 % faster for it (dev/LOG.md).
 __device__ __forceinline__ void store_stream_16(void* p, uint4 v) { __stcs((uint4*)p, v); }
 

@@ -3,7 +3,7 @@
 // The same `Stage` as every layout's (window_stage.cuh). Both `half` and `half_bf16` give the weights times
 // 2^-WEIGHT_SHIFT, in units: powers of two that an epilogue takes back.
 #pragma once
-#include "ptx.cuh"
+#include "where.cuh"
 
 constexpr int STAGE_COLS = 128, STAGE_BYTES = STAGE_SIZE;
 constexpr int STEPS = 4;                                     // matrix instructions per half
@@ -23,8 +23,8 @@ __device__ __forceinline__ void patch(u32 place, u32 entry, u16 base, bool here)
     store_shared_if(here, place, patched(entry, base));
 }
 
-// Where `really`.
-__device__ __forceinline__ void exchange(u32& a, u32& b, bool really) {
+// a and b change places where `really`.
+__device__ __forceinline__ void swap_if(bool really, u32& a, u32& b) {
     const u32 first = really ? b : a;
     b = really ? a : b, a = first;
 }
@@ -50,7 +50,7 @@ struct Plane {
         }
         if (!BY_PLACE)
 #pragma unroll
-            for (int i = 0; i < F; i++) exchange(word[i], word[F + i], turned);
+            for (int i = 0; i < F; i++) swap_if(turned, word[i], word[F + i]);
     }
     // Codes of columns 2 n, 2 n + 1 of row rho of half h, at bit `to` of the halves of a word. All but `this` is known to
     // the compiler: a mask, and mostly a shift shared with other pairs.
@@ -105,8 +105,8 @@ struct Statistics {
             codes = From::template read<u32>(stage + GRIDS_AT + lane * 4);
             grid = From::template read<uint4>(second);
             codes = turned ? codes >> 16 | codes << 16 : codes;
-            exchange(grid.x, grid.z, turned);
-            exchange(grid.y, grid.w, turned);
+            swap_if(turned, grid.x, grid.z);
+            swap_if(turned, grid.y, grid.w);
         } else {
             codes = From::template read<u16>(stage + GRIDS_AT + lane * 2);
             const uint2 own = From::template read<uint2>(second);
@@ -138,7 +138,7 @@ struct Statistics {
             }
             if (GRIDS == 2)
 #pragma unroll
-                for (int rho = 0; rho < 2; rho++) exchange(own[0][rho], own[GRIDS - 1][rho], turned);
+                for (int rho = 0; rho < 2; rho++) swap_if(turned, own[0][rho], own[GRIDS - 1][rho]);
         }
     }
     __device__ __forceinline__ u32 of(int h, int rho) const { return own[h][rho]; }

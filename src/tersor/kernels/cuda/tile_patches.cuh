@@ -3,9 +3,9 @@
 #include "exceptions.cuh"
 #include "tile_run.cuh"
 
-// Areas hold a stage, and behind it a record: as much of it as registers hold (`Patches`).
-constexpr int RECORD_AT = STAGE_BYTES, RECORD_BYTES = RECORD_HEAD + KEPT * WARP * 4;
-static_assert(STAGE_BYTES % 16 == 0 && RECORD_BYTES % 16 == 0, "bulk copies are of 16 bytes and multiples");
+// As much of a record as registers hold (`Patches`).
+constexpr int RECORD_BYTES = RECORD_HEAD + KEPT * WARP * 4;
+static_assert(RECORD_BYTES % 16 == 0, "bulk copies are of 16 bytes and multiples");
 
 // Exceptions of a segment in registers: KEPT per lane, each with its place in a stage's operand rows. Any more are read
 // from memory for every stage: right, but slow.

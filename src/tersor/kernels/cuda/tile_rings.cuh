@@ -18,7 +18,8 @@ static_assert(PARTS <= A_SLOTS, "nobody takes two turns in one round of the ring
 // must have seen it filled before.
 static_assert(STAGES % PARTS == 0, "an area is always of the same part");
 
-constexpr int NOTE_AT = RECORD_AT + RECORD_BYTES, AREA_BYTES = NOTE_AT + 16;  // of an area
+constexpr int RECORD_AT = STAGE_BYTES, NOTE_AT = RECORD_AT + RECORD_BYTES, AREA_BYTES = NOTE_AT + 16;  // of an area
+static_assert(STAGE_BYTES % 16 == 0, "bulk copies are of 16 bytes and multiples");
 // A note: the stage's first half in its segment, whether it has the second and whether the record is there; then the
 // record's place.
 constexpr u32 WHOLE = 0x10, FIRST = 0x20;

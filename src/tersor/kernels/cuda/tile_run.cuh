@@ -56,10 +56,6 @@ struct Cursor {
     __device__ __forceinline__ const u8* stored(const Weights& w) const {
         return w.stages + ((long long)existing(w) * w.halves + 2 * stage) * HALF_BYTES;
     }
-    // Bring the stages from here on to L2, as far as they are in this segment and the run.
-    __device__ __forceinline__ void prefetch(const Weights& w) const {
-        if (left > 0) bulk_prefetch(stored(w), min(2 * stages(w), halves(w)) * HALF_BYTES);
-    }
     // Of the record and its end, in units of ALIGN bytes.
     __device__ __forceinline__ int2 place(const Weights& w) const {
         if (left <= 0) return make_int2(0, 0);

@@ -1,6 +1,6 @@
-// A block of the `fast` layout (window/layout.py) from shared memory to A operands of mma.m16n8k16.
+// A block of the `fast` layout (window/layout.py) to A operands of mma.m16n8k16.
 #pragma once
-#include "ptx.cuh"
+#include "where.cuh"
 
 constexpr int STEPS = BLOCK_COLS / 16;             // matrix instructions per block
 constexpr u32 IN_PLACE = 0x83FF83FFu;              // sign, code and mantissa where a bfloat16 has them, both halves

@@ -1,8 +1,9 @@
-// One stage of the `fast` layout, 16 rows x 128 columns in shared memory, to A operands of mma.m16n8k16.
+// One stage of the `fast` layout, 16 rows x 128 columns, to A operands of mma.m16n8k16.
 //
 // Every layout that is multiplied offers the same `Stage`, so the products know nothing of bits: `half` gives a
 // lane's operands of four steps, scaled by a power of two per row that an epilogue takes back; `half_bf16` gives the
-// weights themselves.
+// weights themselves. `FarStage` is the same, its words asked for in memory ahead. `open` with `turned` has a lane take its
+// second half first, where halves are spread over operand tiles.
 #pragma once
 #include "window_fragment.cuh"
 

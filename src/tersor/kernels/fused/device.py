@@ -130,9 +130,7 @@ class Plan:
     variant: Variant
     kernel: Kernel
     launch: Launch
-    partial: (
-        int  # sums of a row's result that are put together by another kernel, if any: of spans or of quads
-    )
+    partial: int  # sums of a row, of spans or of quads, that another kernel puts together, if any
     combine: Launch
 
 
@@ -143,9 +141,9 @@ def _planned(
     variant = wanted or chosen(variant_for, tokens, geometry, device)
     plan = planned(variant, geometry, device)
     wide = variant.launch(geometry, multiprocessors(device)).blocks[0]
-    if (
-        wanted is None and (plan[1].blocks[0] if plan else 0) < wide
-    ):  # so many clusters do not come out even there
+    held = plan[1].blocks[0] if plan else 0
+    # Where fewer clusters are held than there is room for, a round more costs more than the second kernel.
+    if wanted is None and held < wide:
         variant = replace(variant, cluster=1)
         plan = planned(variant, geometry, device)
     if plan is None:
@@ -165,7 +163,7 @@ def chosen(variant_for: VariantFor[Own], tokens: int, geometry: Own, device: tor
 
 
 def clustered(variant: Variant, geometry: Geometry, device: torch.device) -> Variant:
-    """The same with the blocks of a row in a cluster, if they and the device can."""
+    """The same with the blocks of a quad in a cluster, if they and the device can."""
     return variant.in_cluster(geometry, shared_limit(device)) if has_clusters(device) else variant
 
 
