@@ -1,7 +1,7 @@
 // A decoding warp of cluster_linear: a strip of the tile, from memory to the operand tiles of all blocks that share it.
 //
-// There are one or two such warps for each quarter of a multiprocessor, so what counts is how long it takes for a stage: both halves
-// are decoded at once, and nothing is reckoned for every stage that stays the same for a segment. Its stages come from
+// There are one or two such warps for each quarter of a multiprocessor, so what counts is how long one takes for a stage: both
+// halves are decoded at once, and nothing is reckoned for every stage that stays the same for a segment. Its stages come from
 // memory straight to registers, the next one while this one is stored: what goes by way of shared memory goes through it
 // twice, and wgmma needs nearly all that shared memory can do.
 #pragma once
