@@ -126,8 +126,7 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
     const int warp = uniform(threadIdx.x / WARP);  // the compiler now knows that a warp has one trade
     const int rank = blockIdx.x % CLUSTER;
     const Barriers barriers(operands + BARRIERS_AT);
-    const Weights w{weights, places, records, ceil_div(rows, TILE_ROWS), halves, ceil_div(halves, SEGMENT_HALVES),
-                    Split(rows, tokens, halves, chunk)};
+    const Weights w(weights, places, records, rows, tokens, halves, chunk);
     __shared__ Run run;
     if (threadIdx.x == 0) run.find(w.split), prefetch(y);
     if (threadIdx.x == WARP) barriers.init(), prefetch(x);

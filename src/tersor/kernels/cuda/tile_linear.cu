@@ -83,8 +83,7 @@ tile_linear(const u8* __restrict__ weights, const int* __restrict__ places, cons
     asm volatile("" : "+r"(barriers_at));  // kept, not reckoned again for every wait
     const Barriers barriers(barriers_at);
     const u32 operands_x = base + A_SLOTS * A_BYTES;
-    const Weights w{weights, places, records, ceil_div(rows, TILE_ROWS), halves, ceil_div(halves, SEGMENT_HALVES),
-                    Split(rows, tokens, halves, chunk)};
+    const Weights w(weights, places, records, rows, tokens, halves, chunk);
     const Parts parts{partial, flags};
     __shared__ Run run;
     if (threadIdx.x == 0) run.find(w.split), prefetch(y);

@@ -22,6 +22,11 @@ struct Weights {
     const u8* records;
     int strips, halves, segments;  // strips of the matrix; halves and segments of a row
     Split split;
+
+    __device__ __forceinline__ Weights(const u8* stages, const int* places, const u8* records, int rows, int tokens, int halves,
+                                       int chunk)
+        : stages(stages), places(places), records(records), strips(ceil_div(rows, TILE_ROWS)), halves(halves),
+          segments(ceil_div(halves, SEGMENT_HALVES)), split(rows, tokens, halves, chunk) {}
 };
 
 // The way through a block's run, segment by segment: as much of each as the run has.
