@@ -17,7 +17,6 @@ from tersor.kernels.spqr import device as spqr
 from tersor.kernels.spqr import linear as spqr_choice
 from tersor.kernels.spqr.layout import Geometry as Spqr
 from tersor.kernels.tile import device as tile
-from tersor.kernels.tile.variant import ALWAYS
 from tersor.kernels.window import device as window
 from tersor.kernels.window import linear as window_choice
 from tersor.kernels.window.layout import Geometry as Window
@@ -88,9 +87,9 @@ def way(
 # layout, Hopper or not -> the largest number of tokens of each way
 BORDERS: list[tuple[str, bool, dict[str, int | None]]] = [
     ("fast", False, {"fused": window_choice.FUSED_TOKENS, "decoded": None}),
-    ("fast", True, {"fused": window_choice.TILE_TOKENS, "tile": ALWAYS, "decoded": None}),
+    ("fast", True, {"fused": window_choice.TILE_TOKENS, "tile": window_choice.TILED_TOKENS, "decoded": None}),
     ("spqr", False, {"fused": spqr_choice.FUSED_TOKENS, "decoded": None}),
-    ("spqr", True, {"fused": spqr_choice.MAX_TOKENS, "tile": ALWAYS, "decoded": None}),
+    ("spqr", True, {"fused": spqr_choice.MAX_TOKENS, "tile": spqr_choice.TILED_TOKENS, "decoded": None}),
 ]
 
 
@@ -104,20 +103,6 @@ def test_each_way_up_to_its_border(
             assert way(ways, layout, tokens) == expected, tokens
             assert way(ways, layout, 1, tokens) == expected, tokens
         first = (last or 0) + 1
-
-
-@EVERY
-def test_beyond_only_where_tiles_are_nearly_full(layout: str, took: Took) -> None:
-    ways = took(True)
-    for tokens, expected in {
-        850: "decoded",
-        860: "tile",
-        1024: "tile",
-        1025: "decoded",
-        4096: "tile",
-        4097: "decoded",
-    }.items():
-        assert way(ways, layout, tokens) == expected, tokens
 
 
 @EVERY

@@ -19,7 +19,7 @@ from tersor.kernels.fused.layout import EXCEPTION_BYTES, Geometry
 from tersor.kernels.launcher import Kernel, Launch, architecture, multiprocessors, tensor_map
 from tersor.kernels.tile.flags import flags
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
-from tersor.kernels.tile.variant import Build, alone, pays, variant_for
+from tersor.kernels.tile.variant import Build, alone, turns, variant_for
 
 _HALF_COLS = 64
 _PIECE = 8  # elements of 16 bytes, at whose multiples rows begin for a tensor map
@@ -32,7 +32,7 @@ def supported(device: torch.device) -> bool:
 
 def fastest(tokens: int, device: torch.device, most: int) -> bool:
     """Whether this product multiplies so many tokens faster than cuBLAS does after decoding; `most` by its layout."""
-    return supported(device) and pays(tokens, most)
+    return supported(device) and 0 < tokens <= most
 
 
 @dataclass(frozen=True)
@@ -96,15 +96,30 @@ def tile_linear(
     The result does not depend on when blocks run; it does depend on `variant`, on how many tokens there are, and on how
     many blocks the GPU holds at a time.
     """
+    rows, tokens = matrix.geometry.rows, x.shape[0]
+    width = -(-rows // _PIECE) * _PIECE  # rows of y begin at whole pieces too
+    whole = x.new_empty((tokens, width))
+    y = whole[:, :rows]
+    pieces, first = in_pieces(x), 0
+    for count in (tokens,) if variant else turns(tokens):
+        part = slice(first, first + count)
+        _multiply(pieces[part], matrix, bias, y[part], variant)
+        first += count
+    return whole if width == rows else y.contiguous()
+
+
+def _multiply(
+    x: torch.Tensor,
+    matrix: Matrix[Geometry],
+    bias: torch.Tensor | None,
+    y: torch.Tensor,
+    variant: Build | None,
+) -> None:
+    """One launch, to y (tokens, rows); rows of both begin at whole pieces."""
     geometry, tokens, device = matrix.geometry, x.shape[0], x.device
     kept = kept_for(geometry, matrix.places, matrix.records)
     plan = planned(geometry, tokens, kept, variant, device)
     split, exponent = plan.split, matrix.unit + plan.weight_shift
-    pieces = in_pieces(x)
-    width = -(-geometry.rows // _PIECE) * _PIECE  # rows of y begin at whole pieces too
-    y = x.new_empty((tokens, width))
-    if width > geometry.rows:
-        y = y[:, : geometry.rows]
     partial = raised = None
     if split.cuts:
         blocks = plan.launch.blocks[0]
@@ -112,11 +127,10 @@ def tile_linear(
         raised = flags(blocks * plan.variant.consumers, device)
     plan.product(
         plan.launch, device, matrix.stages, matrix.places, matrix.records,
-        tensor_map(pieces, plan.variant.tokens, _HALF_COLS),
+        tensor_map(x, plan.variant.tokens, _HALF_COLS),
         tensor_map(y, plan.variant.tokens, _HALF_COLS),
         bias, partial, raised, geometry.rows, tokens, geometry.halves, split.chunk, exponent,
     )  # fmt: skip
-    return y if width == geometry.rows else y.contiguous()
 
 
 def kept_for(geometry: Geometry, places: torch.Tensor, records: torch.Tensor) -> int:

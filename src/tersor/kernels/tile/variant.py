@@ -236,17 +236,14 @@ LIGHT = {256: VARIANTS[256][1]}
 _LONE = 256  # the size of which builds are used where clusters find no room
 _LARGE_FROM = 1 << 26  # weights
 _LIGHT_TO = 1536  # bytes of a stage
-ALWAYS = max(VARIANTS)  # tokens up to which this is the fastest way whatever their number
-_WASTE = 1.2  # tokens of tiles over tokens, that more may cost
+ALWAYS = max(VARIANTS)  # tokens of a cluster's tile
+_LEFT = 256  # tokens beyond whole tiles of clusters that take less time by themselves than as one more
 
 
-def pays(tokens: int, most: int) -> bool:
-    """Whether decoding the whole matrix for cuBLAS takes longer (bench/sweep_tile.py, one H200).
-
-    most: tokens up to which it does, if clusters' tiles are nearly full.
-    """
-    padded = -(-tokens // ALWAYS) * ALWAYS
-    return 0 < tokens <= ALWAYS or (ALWAYS < tokens <= most and padded <= _WASTE * tokens)
+def turns(tokens: int) -> tuple[int, ...]:
+    """How many are multiplied at a time: all, or as many as fill tiles of clusters, and then the few that are left."""
+    left = tokens % ALWAYS
+    return (tokens - left, left) if tokens > ALWAYS and 0 < left <= _LEFT else (tokens,)
 
 
 def fitting(size: int, geometry: Geometry) -> tuple[Build, ...]:
