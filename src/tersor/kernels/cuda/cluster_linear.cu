@@ -5,7 +5,7 @@
 // warps at most:
 //
 //   CONSUMERS   two warpgroups: wgmma on 64 rows x TOKENS tokens each, sums in registers
-//   DECODERS    one or two warpgroups: a strip of 16 rows each (cluster_decode.cuh)
+//   DECODERS    a warp for each strip of 16 rows that no other block decodes (cluster_decode.cuh)
 //
 // In a cluster (cluster_rings.cuh) each of CLUSTER blocks decodes its part of the rows' weights: they are decoded once for
 // CLUSTER x TOKENS tokens. With CLUSTER = 1 a block decodes all of them, past shared memory too.
@@ -129,15 +129,17 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
     const Weights w(weights, places, records, rows, tokens, halves, chunk);
     __shared__ Run run;
     if (threadIdx.x == 0) run.find(w.split), prefetch(y);
-    if (threadIdx.x == WARP) barriers.init(), prefetch(x);
+    if (threadIdx.x == WARP) barriers.init(rank), prefetch(x);
     __syncthreads();
     cluster_arrive();
     if (warp < CONSUMERS) {
         const Output out{&y, bias, rows, power_of_two(exponent)};
         const Parts parts{partial, flags};
         consume(w, out, x, parts, operands, barriers, rank, run, warp / 4);
-    } else {
+    } else if (EVEN || warp - CONSUMERS < strips_of(rank)) {
         decode_strip(w, shared + AREAS_AT, operands, barriers, warp - CONSUMERS, rank, run.begin, run.end);
+    } else {
+        cluster_wait();
     }
     __syncwarp();
     cluster_sync();  // nobody leaves while others write to it

@@ -18,6 +18,13 @@ constexpr u32 DESCRIPTOR_STEP = 2;             // 16 of k: 32 bytes
 // Lower word, of the tile at a shared address that is a multiple of 1024. (Its upper half is unused with this swizzle.)
 __device__ __forceinline__ u32 descriptor(u32 address) { return 1u << 16 | (address & 0x3ffff) >> 4; }
 
+// With its upper word.
+__device__ __forceinline__ u64 whole_descriptor(u32 lower, u32 upper) {
+    u64 both;
+    asm("mov.b64 %0, {%1, %2};" : "=l"(both) : "r"(lower), "r"(upper));
+    return both;
+}
+
 __device__ __forceinline__ void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Wait until at most N groups are still under way.
@@ -32,49 +39,50 @@ __device__ __forceinline__ void wgmma_pin(float (&d)[N]) {
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-// d += A B. TEXT names the operands d, the last arguments are they.
-#define WGMMA(SHAPE, TEXT, A, B, UPPER_A, UPPER_B, ...)                                                         \
-    asm volatile("{\n.reg .b64 a, b;\nmov.b64 a, {%" A ", %" UPPER_A "};\nmov.b64 b, {%" B ", %" UPPER_B "};\n"   \
-                 "wgmma.mma_async.sync.aligned.m64" SHAPE "k16.f32.bf16.bf16 {" TEXT "}, a, b, 1, 1, 1, 0, 0;\n}" \
-                 : __VA_ARGS__                                                                                   \
-                 : "r"(a), "r"(b), "n"(DESCRIPTOR_A), "n"(DESCRIPTOR_B))
-
-#define TEXT0 "%0, %1, %2, %3, %4, %5, %6, %7"
-#define TEXT1 "%8, %9, %10, %11, %12, %13, %14, %15"
-#define TEXT2 "%16, %17, %18, %19, %20, %21, %22, %23"
-#define TEXT3 "%24, %25, %26, %27, %28, %29, %30, %31"
-#define TEXT4 "%32, %33, %34, %35, %36, %37, %38, %39"
-#define TEXT5 "%40, %41, %42, %43, %44, %45, %46, %47"
-#define TEXT6 "%48, %49, %50, %51, %52, %53, %54, %55"
-#define TEXT7 "%56, %57, %58, %59, %60, %61, %62, %63"
-#define TEXT8 "%64, %65, %66, %67, %68, %69, %70, %71"
-#define TEXT9 "%72, %73, %74, %75, %76, %77, %78, %79"
-#define TEXT10 "%80, %81, %82, %83, %84, %85, %86, %87"
-#define TEXT11 "%88, %89, %90, %91, %92, %93, %94, %95"
-#define TEXT12 "%96, %97, %98, %99, %100, %101, %102, %103"
-#define TEXT13 "%104, %105, %106, %107, %108, %109, %110, %111"
-#define TEXT14 "%112, %113, %114, %115, %116, %117, %118, %119"
-#define TEXT15 "%120, %121, %122, %123, %124, %125, %126, %127"
+// What an instruction of N tokens needs of the compiler: its sums, and the text that names them. They come after the two
+// descriptors, which are said to change for that: what changes comes first, and so numbers do not depend on N.
 #define SUMS8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
-#define SUMS16(i) SUMS8(i), SUMS8(i + 8)
-#define SUMS32(i) SUMS16(i), SUMS16(i + 16)
-#define SUMS64(i) SUMS32(i), SUMS32(i + 32)
-#define SUMS128(i) SUMS64(i), SUMS64(i + 64)
-#define TEXTS2 TEXT0 ", " TEXT1
-#define TEXTS4 TEXT0 ", " TEXT1 ", " TEXT2 ", " TEXT3
-#define TEXTS8 TEXT0 ", " TEXT1 ", " TEXT2 ", " TEXT3 ", " TEXT4 ", " TEXT5 ", " TEXT6 ", " TEXT7
-#define TEXTS16 TEXTS8 ", " TEXT8 ", " TEXT9 ", " TEXT10 ", " TEXT11 ", " TEXT12 ", " TEXT13 ", " TEXT14 ", " TEXT15
+#define TEXT_16 "%2, %3, %4, %5, %6, %7, %8, %9"
+#define TEXT_32 TEXT_16 ", %10, %11, %12, %13, %14, %15, %16, %17"
+#define TEXT_48 TEXT_32 ", %18, %19, %20, %21, %22, %23, %24, %25"
+#define TEXT_64 TEXT_48 ", %26, %27, %28, %29, %30, %31, %32, %33"
+#define TEXT_80 TEXT_64 ", %34, %35, %36, %37, %38, %39, %40, %41"
+#define TEXT_96 TEXT_80 ", %42, %43, %44, %45, %46, %47, %48, %49"
+#define TEXT_112 TEXT_96 ", %50, %51, %52, %53, %54, %55, %56, %57"
+#define TEXT_128 TEXT_112 ", %58, %59, %60, %61, %62, %63, %64, %65"
+#define TEXT_144 TEXT_128 ", %66, %67, %68, %69, %70, %71, %72, %73"
+#define TEXT_160 TEXT_144 ", %74, %75, %76, %77, %78, %79, %80, %81"
+#define TEXT_176 TEXT_160 ", %82, %83, %84, %85, %86, %87, %88, %89"
+#define TEXT_192 TEXT_176 ", %90, %91, %92, %93, %94, %95, %96, %97"
+#define TEXT_208 TEXT_192 ", %98, %99, %100, %101, %102, %103, %104, %105"
+#define TEXT_224 TEXT_208 ", %106, %107, %108, %109, %110, %111, %112, %113"
+#define TEXT_240 TEXT_224 ", %114, %115, %116, %117, %118, %119, %120, %121"
+#define TEXT_256 TEXT_240 ", %122, %123, %124, %125, %126, %127, %128, %129"
+#define SUMS_16 SUMS8(0)
+#define SUMS_32 SUMS_16, SUMS8(8)
+#define SUMS_48 SUMS_32, SUMS8(16)
+#define SUMS_64 SUMS_48, SUMS8(24)
+#define SUMS_80 SUMS_64, SUMS8(32)
+#define SUMS_96 SUMS_80, SUMS8(40)
+#define SUMS_112 SUMS_96, SUMS8(48)
+#define SUMS_128 SUMS_112, SUMS8(56)
+#define SUMS_144 SUMS_128, SUMS8(64)
+#define SUMS_160 SUMS_144, SUMS8(72)
+#define SUMS_176 SUMS_160, SUMS8(80)
+#define SUMS_192 SUMS_176, SUMS8(88)
+#define SUMS_208 SUMS_192, SUMS8(96)
+#define SUMS_224 SUMS_208, SUMS8(104)
+#define SUMS_240 SUMS_224, SUMS8(112)
+#define SUMS_256 SUMS_240, SUMS8(120)
+#define WGMMA_OF(N)                                                                                                     \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" TEXT_##N "}, %0, %1, 1, 1, 1, 0, 0;" \
+                 : "+l"(a), "+l"(b), SUMS_##N)
+#define WGMMA(N) WGMMA_OF(N)  // N itself may be a macro
 
-__device__ __forceinline__ void wgmma(float (&d)[WIDTH / 2], u32 a, u32 b) {
-#if INSTRUCTION_TOKENS == 32
-    WGMMA("n32", TEXTS2, "16", "17", "18", "19", SUMS16(0));
-#elif INSTRUCTION_TOKENS == 64
-    WGMMA("n64", TEXTS4, "32", "33", "34", "35", SUMS32(0));
-#elif INSTRUCTION_TOKENS == 128
-    WGMMA("n128", TEXTS8, "64", "65", "66", "67", SUMS64(0));
-#else
-    WGMMA("n256", TEXTS16, "128", "129", "130", "131", SUMS128(0));
-#endif
+// d += A B, of the tiles with these lower words.
+__device__ __forceinline__ void wgmma(float (&d)[WIDTH / 2], u32 of_a, u32 of_b) {
+    u64 a = whole_descriptor(of_a, DESCRIPTOR_A), b = whole_descriptor(of_b, DESCRIPTOR_B);
+    WGMMA(INSTRUCTION_TOKENS);
 }
 
 // Four 8 x 8 matrices to shared memory, transposed: lane l has elements 2 (l % 4) and one more of row l / 4 of each, and

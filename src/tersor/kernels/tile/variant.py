@@ -18,7 +18,7 @@ _REGISTERS = 1 << 16  # of a multiprocessor
 _SM_SHARED = 228 << 10  # bytes of its shared memory
 # What a block has of it beside its rings: the driver's, and what is laid out by the compiler.
 _BLOCK_SHARED = 2 << 10
-_NEEDED = {128: 90, 256: 154}  # registers of a thread at launch, for an instruction of so many tokens
+_BESIDE_SUMS = 26  # registers that a consuming thread needs at launch, or no instruction can be compiled
 _RECORDS = 2  # at hand, of each decoder that asks for its own
 _FEEDERS = 2  # warps: one for weights, one for activations
 
@@ -71,8 +71,10 @@ class Build(ABC):
     @property
     def instruction_tokens(self) -> int:
         """Tokens that are multiplied by one instruction, as registers allow."""
-        fitting = (tokens for tokens, needed in _NEEDED.items() if self.threads * needed <= _REGISTERS)
-        return min(self.tokens, max(fitting, default=64))
+        tokens = self.tokens
+        while self.threads * (tokens // 2 + _BESIDE_SUMS) > _REGISTERS:
+            tokens //= 2
+        return tokens
 
 
 def _record_bytes(geometry: Geometry, kept: int) -> int:
@@ -188,8 +190,8 @@ class ClusterVariant(Build):
 
     @property
     def decoders(self) -> int:
-        """Warps, one for each strip that is not decoded by another block."""
-        return _STRIPS // self.cluster
+        """Warps, one for each strip that is not decoded by another block; the last block's may be more than it has."""
+        return -(-_STRIPS // self.cluster)
 
     @property
     def threads(self) -> int:
