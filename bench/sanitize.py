@@ -29,7 +29,7 @@ from tersor.kernels.huffman import device as huffman
 from tersor.kernels.launcher import shared_limit
 from tersor.kernels.spqr import device as spqr
 from tersor.kernels.tile import device as tile
-from tersor.kernels.tile.variant import VARIANTS, fitting
+from tersor.kernels.tile.variant import VARIANTS, WIDE, ClusterVariant, fitting
 from tersor.kernels.window import device as window
 
 w = (torch.randn(130, 1600, device="cuda") * 0.02).bfloat16()
@@ -60,13 +60,19 @@ for tokens, variant in (
     )
 with_tile = tile.supported(w.device) and "--without-tile" not in sys.argv
 if with_tile:
-    for size in VARIANTS:
-        for build in fitting(size, packed.geometry):
-            x = torch.randn(build.tokens + 3, 1600, device="cuda", dtype=torch.bfloat16)
-            y = tile.tile_linear(x, packed, None, build)
-            torch.testing.assert_close(
-                y.double(), x.double() @ w.double().T, rtol=0.02, atol=1e-2 * float(y.abs().max())
-            )
+    tile_builds = [build for size in VARIANTS for build in fitting(size, packed.geometry)]
+    tile_builds += [
+        WIDE[0],
+        ClusterVariant(176, 3, 4, 4),
+        ClusterVariant(208, 3, 4, 3),
+        ClusterVariant(192, 4, 4, 3),
+    ]
+    for build in tile_builds:
+        x = torch.randn(build.tokens * build.cluster + 3, 1600, device="cuda", dtype=torch.bfloat16)
+        y = tile.tile_linear(x, packed, None, build)
+        torch.testing.assert_close(
+            y.double(), x.double() @ w.double().T, rtol=0.02, atol=1e-2 * float(y.abs().max())
+        )
 for kind in (bench_spqr.FOUR_BITS, bench_spqr.THREE_BITS, replace(bench_spqr.FOUR_BITS, full_row=True)):
     own = bench_spqr.sample(130, 1600, kind)
     few: list[tuple[int, Variant | None]] = [(1, Variant(1, 8, 4, 2)), (8, Variant(8, 16, 4))]

@@ -1,8 +1,10 @@
 """Every build of the product for many tokens, against cuBLAS and the other ways: how `tile.variant_for` was chosen.
 
 python bench/sweep_tile.py [--replays 7] [--layouts fast,spqr] [--shapes 0,3] [--tokens 32,256] [--json FILE]
+    [--wide 3]
 
-Each build is checked before it is timed; one that is wrong is reported, with where, and left out.
+Each build is checked before it is timed; one that is wrong is reported, with where, and left out. For many tokens only
+`--wide` builds are tried, those that are reckoned to be the fastest.
 """
 
 from __future__ import annotations
@@ -26,18 +28,19 @@ from tersor.kernels.launcher import architecture, multiprocessors, shared_limit
 from tersor.kernels.spqr import device as spqr
 from tersor.kernels.spqr import linear as spqr_linear
 from tersor.kernels.tile.device import kept_for, tile_linear
-from tersor.kernels.tile.variant import VARIANTS, Build, fitting, variant_for
+from tersor.kernels.tile.variant import VARIANTS, Build, fastest_first, fitting, variant_for
 from tersor.kernels.window import device as window
 from tersor.kernels.window import linear as window_linear
 
-TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+TOKENS = (16, 32, 64, 128, 256, 320, 512, 513, 576, 640, 700, 768, 900, 1024, 1300, 2048, 4096)
 FEW: dict[str, tuple[Any, Any]] = {"fast": (window, window_linear), "spqr": (spqr, spqr_linear)}
 
 
-def builds(tokens: int, matrix: Matrix[Any]) -> list[Build]:
-    """Worth trying: those of the smallest tile that holds the tokens, for many tokens of the two largest."""
-    sizes = [n for n in VARIANTS if tokens <= n][:1] or list(VARIANTS)[-2:]
-    return [build for n in sizes for build in fitting(n, matrix.geometry)]
+def builds(tokens: int, matrix: Matrix[Any], device: torch.device, wide: int) -> list[Build]:
+    """Worth trying: those of the smallest tile that holds the tokens, for many tokens `wide` of those for them."""
+    if size := next((n for n in VARIANTS if tokens <= n), None):
+        return list(fitting(size, matrix.geometry))
+    return [*fastest_first(tokens, matrix.geometry, multiprocessors(device))[:wide]]
 
 
 def sample(layout: str, rows: int, cols: int, device: torch.device) -> tuple[torch.Tensor, Matrix[Any]]:
@@ -49,10 +52,12 @@ def sample(layout: str, rows: int, cols: int, device: torch.device) -> tuple[tor
     return weight, window.pack(weight)
 
 
-def compile_all(tokens: list[int], matrix: Matrix[Any], device: torch.device) -> None:
+def compile_all(tokens: list[int], matrix: Matrix[Any], device: torch.device, wide: int) -> None:
     """Every build, by all processors at once."""
     kept = kept_for(matrix.geometry, matrix.places, matrix.records)
-    chosen = {build.keeping(min(build.kept, kept)) for m in tokens for build in builds(m, matrix)}
+    chosen = {
+        build.keeping(min(build.kept, kept)) for m in tokens for build in builds(m, matrix, device, wide)
+    }
     programs = {b.program(matrix.geometry) for b in chosen}
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda program: machine_code(program, architecture(device)), programs))
@@ -94,6 +99,7 @@ def main() -> None:
     parser.add_argument("--layouts", default="fast,spqr")
     parser.add_argument("--shapes", default=",".join(map(str, range(len(SHAPES)))))
     parser.add_argument("--tokens", default=",".join(map(str, TOKENS)))
+    parser.add_argument("--wide", type=int, default=3)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     device = torch.device("cuda", torch.cuda.current_device())
@@ -105,7 +111,7 @@ def main() -> None:
         for number, (rows, cols) in enumerate(SHAPES[int(i)] for i in args.shapes.split(",")):
             weight, matrix = sample(layout, rows, cols, device)
             if number == 0:
-                compile_all(sizes, matrix, device)
+                compile_all(sizes, matrix, device, args.wide)
             more = measure.copies(matrix.stages.numel()) - 1
             ours = [matrix] + [
                 replace(matrix, stages=matrix.stages.clone(), records=matrix.records.clone())
@@ -115,7 +121,7 @@ def main() -> None:
             for tokens in sizes:
                 x = torch.randn(tokens, cols, device=device, dtype=torch.bfloat16)
                 good: list[Build] = []
-                for build in builds(tokens, matrix):
+                for build in builds(tokens, matrix, device, args.wide):
                     if complaint := wrong(tile_linear(x, matrix, None, build), x, weight):
                         print(f"  {layout} {rows} x {cols}, m = {tokens}, {build}: {complaint}", flush=True)
                     else:
@@ -126,10 +132,8 @@ def main() -> None:
                 if few(layout, x, matrix):
                     calls.append([few(layout, x, m) for m in ours])
                 cublas, decode_time, *times = measure.seconds(*calls, replays=args.replays)
-                names = [
-                    f"{'*' if build == variant_for(tokens, matrix.geometry) else ' '} {build}"
-                    for build in good
-                ]
+                chosen = variant_for(tokens, matrix.geometry, multiprocessors(device))
+                names = [f"{'*' if build == chosen else ' '} {build}" for build in good]
                 names += ["  the product for few tokens"] * (len(times) - len(good))
                 print(
                     f"{layout} {rows} x {cols}, m = {tokens}: cuBLAS {cublas * 1e6:.1f} us, "

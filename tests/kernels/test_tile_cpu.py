@@ -13,20 +13,20 @@ from tersor.kernels.tile import device
 from tersor.kernels.tile.device import in_pieces, kept_for
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
 from tersor.kernels.tile.variant import (
-    ALWAYS,
     VARIANTS,
+    WIDE,
     Build,
     ClusterVariant,
     StripVariant,
     Variant,
     alone,
+    fastest_first,
     fitting,
-    turns,
     variant_for,
 )
 from tersor.kernels.window.layout import Geometry as Window
 
-BUILDS = [build for builds in VARIANTS.values() for build in builds]
+BUILDS = [*(build for builds in VARIANTS.values() for build in builds), *WIDE]
 GEOMETRIES = (Window(4096, 4096), Spqr(4096, 4096, 4, 32, 2), Spqr(4096, 4096, 3, 16, 2))
 _SM_SHARED = 228 * 1024  # of an H200; a block has 1 KB less than it could
 _BLOCK_SHARED = 227 * 1024
@@ -35,7 +35,7 @@ _BLOCK_SHARED = 227 * 1024
 @pytest.mark.parametrize("rows", [1, 128, 4096, 6144, 14336])
 @pytest.mark.parametrize("tokens", [16, 17, 300, 4096])
 @pytest.mark.parametrize("stages", [1, 3, 8, 28, 112])
-@pytest.mark.parametrize(("places", "cluster"), [(1, 1), (132, 1), (264, 1), (66, 2), (33, 4)])
+@pytest.mark.parametrize(("places", "cluster"), [(1, 1), (132, 1), (264, 1), (66, 2), (42, 3), (33, 4)])
 def test_split_gives_every_unit_to_one_cluster(
     rows: int, tokens: int, stages: int, places: int, cluster: int
 ) -> None:
@@ -150,19 +150,25 @@ def test_cutting_saves_more_than_it_costs(rows: int, stages: int, tokens: int) -
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=["fast", "spqr-4", "spqr-3"])
-@pytest.mark.parametrize("size", list(VARIANTS))
-def test_builds_fit(size: int, geometry: Window | Spqr) -> None:
-    assert fitting(size, geometry)
-    for build in fitting(size, geometry):
+@pytest.mark.parametrize("size", [*VARIANTS, None])
+def test_builds_fit(size: int | None, geometry: Window | Spqr) -> None:
+    builds = fitting(size, geometry) if size else WIDE
+    assert builds
+    for build in builds:
         shared = build.shared(geometry)
+        assert build.fits(geometry)
         assert shared <= _BLOCK_SHARED
         assert build.blocks_per_sm * (shared + 1024) <= _SM_SHARED
         assert build.threads * build.blocks_per_sm <= 2048
-        assert build.tokens * build.cluster >= size
+        assert size is None or build.tokens * build.cluster >= size
+        assert build.tokens % build.instruction_tokens == 0
+        # Sums leave by pairs of eights; operand tiles begin at multiples of 1024.
+        assert build.tokens % 16 == 0
 
 
 def test_every_build_is_for_some_layout() -> None:
-    assert {b for size in VARIANTS for geometry in GEOMETRIES for b in fitting(size, geometry)} == set(BUILDS)
+    found = {b for size in VARIANTS for geometry in GEOMETRIES for b in fitting(size, geometry)}
+    assert found | set(WIDE) == set(BUILDS)
 
 
 def test_where_clusters_find_no_room_blocks_multiply_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +181,7 @@ def test_where_clusters_find_no_room_blocks_multiply_for_themselves(monkeypatch:
         assert plan.variant == alone(matrix)
         assert plan.launch.blocks[0] == plan.split.clusters
         with pytest.raises(KernelError, match="no room"):
-            device.planned(matrix, 400, 4, VARIANTS[ALWAYS][0], gpu)
+            device.planned(matrix, 400, 4, WIDE[0], gpu)
     finally:
         device.planned.cache_clear()
 
@@ -215,17 +221,41 @@ def test_registers_hold_the_exceptions_of_nearly_every_segment(exceptions: int, 
     assert kept_for(upper, places[: upper.records + 1], records) == kept
 
 
+def padded(tokens: int, build: Build) -> int:
+    """Tokens of the tiles that hold so many."""
+    tile = build.tokens * build.cluster
+    return -(-tokens // tile) * tile
+
+
 @pytest.mark.parametrize("rows", [64, 1 << 16])
-def test_the_tiles_waste_little(rows: int) -> None:
-    for tokens in range(1, 5000):
-        padded = 0
-        for count in turns(tokens):
-            build = variant_for(count, Window(rows, 1024))
-            tile = build.tokens * build.cluster
-            padded += -(-count // tile) * tile
-        assert sum(turns(tokens)) == tokens
-        assert padded < 2 * tokens or padded == 32
-        assert tokens <= ALWAYS or padded < tokens + ALWAYS // 2
+def test_few_tokens_fill_half_of_their_tiles(rows: int) -> None:
+    for tokens in range(1, 257):
+        of_tiles = padded(tokens, variant_for(tokens, Window(rows, 1024), 132))
+        assert of_tiles < 2 * tokens or of_tiles == 32
+
+
+def test_many_tokens_fill_their_tiles() -> None:
+    """Of a matrix that has work for all multiprocessors."""
+    matrix = Window(57344, 8192)
+    waste = np.array([padded(m, variant_for(m, matrix, 132)) / m - 1 for m in range(257, 5000)])
+    assert waste.max() <= 0.25
+    assert waste[513 - 257 :].max() <= 0.09
+    assert waste[513 - 257 :].mean() <= 0.03
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 2, 16, 132, 144])
+def test_a_part_of_a_gpu_has_a_choice_too(multiprocessors: int) -> None:
+    for geometry in GEOMETRIES:
+        assert len(fastest_first(600, geometry, multiprocessors)) == len(WIDE)
+
+
+@pytest.mark.parametrize("build", [b for b in BUILDS if isinstance(b, ClusterVariant)], ids=str)
+def test_every_strip_has_one_decoder_in_one_block(build: ClusterVariant) -> None:
+    """strips_of (cluster_rings.cuh), and what a_full waits for: arrivals, and the bytes of the others' strips."""
+    own = [min(build.decoders, 8 - rank * build.decoders) for rank in range(build.cluster)]
+    assert min(own) >= 1  # the first decoder of each block says how many bytes come
+    strips = [rank * build.decoders + i for rank, number in enumerate(own) for i in range(number)]
+    assert strips == list(range(8))
 
 
 def test_the_product_is_for_hopper() -> None:
@@ -341,7 +371,8 @@ def test_stores_of_a_quarter_warp_meet_in_no_bank(layout: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "width"), [(32, 32), (64, 64), (128, 64), (128, 128), (256, 128), (256, 256)]
+    ("tokens", "width"),
+    [(32, 32), (64, 64), (128, 64), (128, 128), (176, 176), (208, 208), (256, 128), (256, 256)],
 )
 def test_sums_leave_as_a_tensor_map_takes_them(tokens: int, width: int) -> None:
     """`Sums::write` (tile_sums.cuh): 64 rows as their warpgroup's lanes hold them, to a swizzled box of y."""

@@ -100,7 +100,7 @@ def test_cut_tiles_are_put_together(build: Build, cols: int, parts: int, cut: Ca
 
 
 @pytest.mark.parametrize("parts", PARTS)
-@pytest.mark.parametrize("tokens", [20, 50, 100, 200, 500])
+@pytest.mark.parametrize("tokens", [20, 50, 100, 200, 300, 500, 576])
 @pytest.mark.parametrize("cols", [COLS, 8000])  # of the second, runs begin within segments
 def test_cut_tiles_of_quantised_weights(
     cols: int, tokens: int, parts: int, cut: Callable[[int], None]
@@ -115,7 +115,7 @@ def test_cut_tiles_of_quantised_weights(
     assert flags_are_down()
 
 
-@pytest.mark.parametrize("tokens", [32, 64, 128, 250, 500])
+@pytest.mark.parametrize("tokens", [32, 64, 128, 250, 500, 576])
 def test_products_on_two_streams_at_once(tokens: int, cut: Callable[[int], None]) -> None:
     cut(4)
     _, packed = matrix()
@@ -145,7 +145,7 @@ def captured(x: torch.Tensor, packed: Matrix[Geometry]) -> tuple[torch.cuda.CUDA
     return graph, results
 
 
-@pytest.mark.parametrize("tokens", [32, 128, 500])
+@pytest.mark.parametrize("tokens", [32, 128, 500, 576])
 def test_graphs_are_replayed_at_once(tokens: int, cut: Callable[[int], None]) -> None:
     cut(4)
     _, packed = matrix()

@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 from tersor.kernels import ops  # noqa: F401  (defines the operators)
 from tersor.kernels.tile import device as tile
 from tersor.kernels.tile.split import Split
-from tersor.kernels.tile.variant import VARIANTS, Build, fitting
+from tersor.kernels.tile.variant import Build
 from tersor.kernels.window import device as window
 from tile_builds import BUILDS, name_of, poisoned
 
@@ -38,10 +38,17 @@ TOKENS = (
     129,
     256,
     257,
+    300,
+    350,
+    400,
     512,
     513,
+    550,
     600,
+    640,
+    700,
     769,
+    900,
     1000,
     1300,
     2048,
@@ -100,7 +107,7 @@ def test_every_build_is_as_good_as_cublas(shape: tuple[int, int], build: Build) 
     weight = gaussian(*shape)
     packed = window.pack(weight)
     tile = build.tokens * build.cluster
-    for tokens in (1, tile - 1, tile, tile + 1, 3 * tile - 5):
+    for tokens in (1, build.tokens + 1, tile - 1, tile, tile + 1, 3 * tile - 5):
         x = torch.randn(tokens, shape[1], device="cuda", dtype=torch.bfloat16)
         check(poisoned(x, packed, build), x, weight)
 
@@ -114,7 +121,7 @@ def test_every_number_of_tokens(shape: tuple[int, int], tokens: int) -> None:
     check(poisoned(x, packed, None), x, weight)
 
 
-@pytest.mark.parametrize("tokens", [16, 32, 64, 128, 256, 512])
+@pytest.mark.parametrize("tokens", [16, 32, 64, 128, 256, 320, 512, 576])
 @pytest.mark.parametrize("shape", [(33, 100), (250, 2048), (130, 4104)], ids=str)
 def test_hostile_weights(shape: tuple[int, int], tokens: int) -> None:
     for weight in hostile(*shape).values():
@@ -209,14 +216,13 @@ FORMS = ("dense", "dense, by an element on", "wide", "odd pitch", "odd first col
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("cols", [72, 100, 640, 641, 1095])
-@pytest.mark.parametrize("size", list(VARIANTS))
-def test_activations_wherever_they_stand(size: int, cols: int, form: str) -> None:
+@pytest.mark.parametrize("build", BUILDS, ids=name_of)
+def test_activations_wherever_they_stand(build: Build, cols: int, form: str) -> None:
     weight = gaussian(200, cols)
     packed = window.pack(weight)
-    for build in fitting(size, packed.geometry):
-        for tokens in (size - 3, size + 2):
-            x = placed(form, tokens, cols)
-            check(poisoned(x, packed, build), x, weight)
+    for tokens in (build.tokens * build.cluster - 3, build.tokens * build.cluster + 2):
+        x = placed(form, tokens, cols)
+        check(poisoned(x, packed, build), x, weight)
 
 
 @pytest.mark.parametrize("tokens", [17, 64, 200, 300])
@@ -241,7 +247,7 @@ def test_product_can_be_captured_and_compiled(tokens: int) -> None:
     assert torch.equal(compiled(x), expected)
 
 
-@pytest.mark.parametrize("tokens", [20, 48, 100, 300])
+@pytest.mark.parametrize("tokens", [20, 48, 100, 300, 576])
 @pytest.mark.parametrize("size", [1024, 4096])  # the larger one's tiles are cut
 def test_products_one_after_another(size: int, tokens: int) -> None:
     """Launches overlap; each must wait for what the one before writes."""

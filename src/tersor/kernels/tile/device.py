@@ -19,7 +19,7 @@ from tersor.kernels.fused.layout import EXCEPTION_BYTES, Geometry
 from tersor.kernels.launcher import Kernel, Launch, architecture, multiprocessors, tensor_map
 from tersor.kernels.tile.flags import flags
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
-from tersor.kernels.tile.variant import Build, alone, turns, variant_for
+from tersor.kernels.tile.variant import Build, alone, variant_for
 
 _HALF_COLS = 64
 _PIECE = 8  # elements of 16 bytes, at whose multiples rows begin for a tensor map
@@ -49,7 +49,7 @@ class Plan:
 @lru_cache(maxsize=1024)  # asked at every product
 def planned(geometry: Geometry, tokens: int, kept: int, wanted: Build | None, device: torch.device) -> Plan:
     """The plan for so many tokens, on a GPU; `wanted`: a build other than the best."""
-    variant = wanted or variant_for(tokens, geometry)
+    variant = wanted or variant_for(tokens, geometry, multiprocessors(device))
     variant = variant.keeping(min(variant.kept, kept))
     blocks = variant.cluster
     shared = variant.shared(geometry)
@@ -96,30 +96,15 @@ def tile_linear(
     The result does not depend on when blocks run; it does depend on `variant`, on how many tokens there are, and on how
     many blocks the GPU holds at a time.
     """
-    rows, tokens = matrix.geometry.rows, x.shape[0]
-    width = -(-rows // _PIECE) * _PIECE  # rows of y begin at whole pieces too
-    whole = x.new_empty((tokens, width))
-    y = whole[:, :rows]
-    pieces, first = in_pieces(x), 0
-    for count in (tokens,) if variant else turns(tokens):
-        part = slice(first, first + count)
-        _multiply(pieces[part], matrix, bias, y[part], variant)
-        first += count
-    return whole if width == rows else y.contiguous()
-
-
-def _multiply(
-    x: torch.Tensor,
-    matrix: Matrix[Geometry],
-    bias: torch.Tensor | None,
-    y: torch.Tensor,
-    variant: Build | None,
-) -> None:
-    """One launch, to y (tokens, rows); rows of both begin at whole pieces."""
     geometry, tokens, device = matrix.geometry, x.shape[0], x.device
     kept = kept_for(geometry, matrix.places, matrix.records)
     plan = planned(geometry, tokens, kept, variant, device)
     split, exponent = plan.split, matrix.unit + plan.weight_shift
+    pieces = in_pieces(x)
+    width = -(-geometry.rows // _PIECE) * _PIECE  # rows of y begin at whole pieces too
+    y = x.new_empty((tokens, width))
+    if width > geometry.rows:
+        y = y[:, : geometry.rows]
     partial = raised = None
     if split.cuts:
         blocks = plan.launch.blocks[0]
@@ -127,10 +112,11 @@ def _multiply(
         raised = flags(blocks * plan.variant.consumers, device)
     plan.product(
         plan.launch, device, matrix.stages, matrix.places, matrix.records,
-        tensor_map(x, plan.variant.tokens, _HALF_COLS),
+        tensor_map(pieces, plan.variant.tokens, _HALF_COLS),
         tensor_map(y, plan.variant.tokens, _HALF_COLS),
         bias, partial, raised, geometry.rows, tokens, geometry.halves, split.chunk, exponent,
     )  # fmt: skip
+    return y if width == geometry.rows else y.contiguous()
 
 
 def kept_for(geometry: Geometry, places: torch.Tensor, records: torch.Tensor) -> int:

@@ -60,6 +60,11 @@ class Split:
         run = -(-chunks // self.clusters) * self.chunk
         return run + (_joining(self.parts, tile_tokens) if self.parts > 1 else 0.0)
 
+    def cost(self, tokens: int, tile_tokens: int) -> float:
+        """`time`, and more where clusters read so many activations in different places."""
+        apart = self.cuts and 2 * tokens * self.stages * STAGE_COLS > _CACHED
+        return self.time(tile_tokens) * (_APART if apart else 1.0)
+
 
 def _joining(parts: int, tile_tokens: int) -> float:
     """The way of a tile's parts to the block that adds them, in units."""
@@ -75,5 +80,4 @@ def choose(rows: int, tokens: int, stages: int, tile_tokens: int, places: int, c
     splits = [
         Split(stages, token_tiles, units, chunk, min(units // chunk, places)) for chunk in chunks
     ]  # whole tiles first
-    apart = _APART if 2 * tokens * stages * STAGE_COLS > _CACHED else 1.0
-    return min(splits, key=lambda split: split.time(tile_tokens) * (apart if split.cuts else 1.0))
+    return min(splits, key=lambda split: split.cost(tokens, tile_tokens))

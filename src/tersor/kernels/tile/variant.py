@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 from tersor.kernels.compiler import Program
 from tersor.kernels.fused.layout import STRIP_ROWS, Geometry
-from tersor.kernels.tile.split import TILE_ROWS
+from tersor.kernels.tile.split import TILE_ROWS, choose
 
 _HALF_BYTES = 64 * 2  # of a row
 _STRIPS = TILE_ROWS // STRIP_ROWS
@@ -229,7 +229,6 @@ VARIANTS: dict[int, tuple[Build, ...]] = {
     64: (Variant(64, 2, 16, 4, 2, 3), Variant(64, 2, 8, 3, 2, 4)),
     128: (Variant(128, 2, 8, 2, 2, 4), ClusterVariant(128, 1, 4, 4), Variant(128, 2, 8, 2, 2, 3)),
     256: (StripVariant(256, 2, 4), ClusterVariant(128, 2, 4, 4)),
-    512: (ClusterVariant(256, 2, 3, 3),),
 }
 # Two blocks per multiprocessor wait less, but the units of a smaller matrix do not come out even on so many.
 LARGE = {32: VARIANTS[32][1]}
@@ -238,14 +237,16 @@ LIGHT = {256: VARIANTS[256][1]}
 _LONE = 256  # the size of which builds are used where clusters find no room
 _LARGE_FROM = 1 << 26  # weights
 _LIGHT_TO = 1536  # bytes of a stage
-ALWAYS = max(VARIANTS)  # tokens of a cluster's tile
-_LEFT = 256  # tokens beyond whole tiles of clusters that take less time by themselves than as one more
-
-
-def turns(tokens: int) -> tuple[int, ...]:
-    """How many are multiplied at a time: all, or as many as fill tiles of clusters, and then the few that are left."""
-    left = tokens % ALWAYS
-    return (tokens - left, left) if tokens > ALWAYS and 0 < left <= _LEFT else (tokens,)
+# For more. Tiles of so many widths leave little empty whatever the number of tokens is; three blocks are for a few more
+# than 512, which would be two tiles for two blocks each. Four would be faster nowhere. Rings are as deep as has room.
+_SLOTS = {256: (3, 3), 240: (3, 4), 224: (4, 3), 208: (4, 3), 192: (4, 3), 176: (4, 4), 160: (4, 4)}
+WIDE = tuple(ClusterVariant(tokens, cluster, *_SLOTS[tokens]) for tokens in _SLOTS for cluster in (2, 3))
+# Cycles of a step of 64 columns there, reckoned: for decoding at least; else per token, and beside.
+_DECODED, _PER_TOKEN, _BESIDE = 700, 4, 160
+# Of the multiprocessors, those that clusters of so many find room on: an H200's stand together by 16 or 18.
+_FOUND = {2: 1.0, 3: 126 / 132}
+# A build is compiled when it is first used, which takes seconds: tiles are of whole 32 tokens unless others gain more.
+_USUAL, _SELDOM = 32, 1.02
 
 
 def fitting(size: int, geometry: Geometry) -> tuple[Build, ...]:
@@ -253,14 +254,30 @@ def fitting(size: int, geometry: Geometry) -> tuple[Build, ...]:
     return tuple(build for build in VARIANTS[size] if build.fits(geometry))
 
 
-def variant_for(tokens: int, geometry: Geometry) -> Build:
+def variant_for(tokens: int, geometry: Geometry, multiprocessors: int) -> Build:
     """The build for this many tokens and a matrix of this size."""
-    size = next((n for n in VARIANTS if tokens <= n), ALWAYS)
+    size = next((n for n in VARIANTS if tokens <= n), None)
+    if size is None:
+        return fastest_first(tokens, geometry, multiprocessors)[0]
     if size in LARGE and geometry.rows * geometry.cols >= _LARGE_FROM:
         return LARGE[size]
     if size in LIGHT and geometry.stage_bytes <= _LIGHT_TO:
         return LIGHT[size]
     return fitting(size, geometry)[0]
+
+
+def fastest_first(tokens: int, geometry: Geometry, multiprocessors: int) -> list[ClusterVariant]:
+    """The builds for many tokens that fit a layout, in the order of what they would take."""
+
+    def cycles(build: ClusterVariant) -> float:
+        places = int(multiprocessors * _FOUND[build.cluster]) // build.cluster
+        split = choose(
+            geometry.rows, tokens, -(-geometry.halves // 2), build.tokens, max(1, places), build.cluster
+        )
+        step = max(_DECODED, _BESIDE + _PER_TOKEN * build.tokens)
+        return split.cost(tokens, build.tokens) * step * (_SELDOM if build.tokens % _USUAL else 1.0)
+
+    return sorted((build for build in WIDE if build.fits(geometry)), key=cycles)
 
 
 def alone(geometry: Geometry) -> Build:
