@@ -240,7 +240,7 @@ def test_many_tokens_fill_their_tiles() -> None:
     waste = np.array([padded(m, variant_for(m, matrix, 132)) / m - 1 for m in range(257, 5000)])
     assert waste.max() <= 0.25
     assert waste[513 - 257 :].max() <= 0.09
-    assert waste[513 - 257 :].mean() <= 0.03
+    assert waste[513 - 257 :].mean() <= 0.035
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 2, 16, 132, 144])

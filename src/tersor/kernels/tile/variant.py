@@ -241,10 +241,10 @@ _LIGHT_TO = 1536  # bytes of a stage
 # than 512, which would be two tiles for two blocks each. Four would be faster nowhere. Rings are as deep as has room.
 _SLOTS = {256: (3, 3), 240: (3, 4), 224: (4, 3), 208: (4, 3), 192: (4, 3), 176: (4, 4), 160: (4, 4)}
 WIDE = tuple(ClusterVariant(tokens, cluster, *_SLOTS[tokens]) for tokens in _SLOTS for cluster in (2, 3))
-# Cycles of a step of 64 columns there, reckoned: for decoding at least; else per token, and beside.
-_DECODED, _PER_TOKEN, _BESIDE = 700, 4, 160
-# Of the multiprocessors, those that clusters of so many find room on: an H200's stand together by 16 or 18.
-_FOUND = {2: 1.0, 3: 126 / 132}
+# Cycles of a step of 64 columns there, measured on an H200: for decoding at least; else per token, and beside.
+_DECODED, _PER_TOKEN, _BESIDE = 1100, 4, 430
+# Of the multiprocessors, those that clusters of so many find room on: an H200's stand together by 16 or 18, or fewer.
+_FOUND = {2: 1.0, 3: 117 / 132}
 # A build is compiled when it is first used, which takes seconds: tiles are of whole 32 tokens unless others gain more.
 _USUAL, _SELDOM = 32, 1.02
 
