@@ -59,7 +59,7 @@ def inputs(tokens: int, rows: int, cols: int) -> tuple[torch.Tensor, torch.Tenso
 def quad(cols: int) -> int:
     """Blocks of a cluster for so many columns."""
     spans = -(-cols // 1024)
-    return 1 if spans > 4 and spans % 4 else min(spans, 4)
+    return min(spans, 4)
 
 
 # 2, 2, 3, 4, 5, 8, 12 spans

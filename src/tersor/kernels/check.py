@@ -81,7 +81,7 @@ def _ways(build: Variant, geometry: Layout, architecture: str, shared: int) -> I
     """The build for rows of so many columns, by itself and with clusters of every size that it has."""
     yield build.program(geometry)
     if _has_clusters(architecture):
-        for spans in (2, 3, 4, 8):
+        for spans in (2, 3, 4, 7, 8):
             size = replace(geometry, cols=spans * SPAN_COLS)
             clustered = build.in_cluster(size, shared)
             if clustered != build:

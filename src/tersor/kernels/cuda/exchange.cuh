@@ -22,8 +22,8 @@
 
 #if CLUSTER > 1
 constexpr int ROW_SPANS = ceil_div(X_PITCH, SPAN_COLS);
-static_assert(SLICE == 1 && ROW_SPANS % CLUSTER == 0 && CLUSTER == (ROW_SPANS < QUAD_SPANS ? ROW_SPANS : QUAD_SPANS),
-              "a block has one span, a cluster a quad");
+static_assert(SLICE == 1 && CLUSTER == (ROW_SPANS < QUAD_SPANS ? ROW_SPANS : QUAD_SPANS),
+              "a block has one span or, at a row's end, none; a cluster a quad");
 static_assert(BAND == 1 && TILE == 8 && TILES == ADDERS, "a unit is one strip's, and 16 bytes a lane");
 
 constexpr int UNITS = ceil_div(SPANS, CLUSTER);    // of a round that a warp owns at most

@@ -164,7 +164,7 @@ linear(const u8* __restrict__ weights,  // stages
     p.row_segments = ceil_div(row_halves, SEGMENT_HALVES);
     p.unit = unit;
     p.halves = SLICE ? min(row_halves - first_half, SLICE * SPAN_HALVES) : row_halves;
-    p.spans = ceil_div(p.halves, SPAN_HALVES);
+    p.spans = SLICE == 1 ? 1 : ceil_div(p.halves, SPAN_HALVES);  // a cluster's last block may have nothing in its own
     p.bands_on = SPANS / p.spans * gridDim.x;
     p.spans_on = SPANS % p.spans;
     p.rounds = ceil_div(ceil_div(p.bands - (int)blockIdx.x, gridDim.x) * p.spans, SPANS);

@@ -140,12 +140,12 @@ def _planned(
 ) -> Plan:
     variant = wanted or chosen(variant_for, tokens, geometry, device)
     plan = planned(variant, geometry, device)
-    wide = variant.launch(geometry, multiprocessors(device)).blocks[0]
-    held = plan[1].blocks[0] if plan else 0
-    # Where fewer clusters are held than there is room for, a round more costs more than the second kernel.
-    if wanted is None and held < wide:
-        variant = replace(variant, cluster=1)
-        plan = planned(variant, geometry, device)
+    if wanted is None and variant.cluster > 1:
+        alone = replace(variant, cluster=1)
+        other = planned(alone, geometry, device)
+        # A round more costs more than the second kernel.
+        if other and (not plan or _rounds(variant, geometry, plan[1]) > _rounds(alone, geometry, other[1])):
+            variant, plan = alone, other
     if plan is None:
         raise KernelError(f"{device} has no room for {variant}; leave the choice of a build to tersor")
     kernel, launch = plan
@@ -153,6 +153,10 @@ def _planned(
     partial = 0 if quads == 1 else quads if variant.cluster > 1 else geometry.spans
     combined = Launch((-(-tokens * geometry.rows // _COMBINED), 1), _COMBINE_THREADS, overlap=True)
     return Plan(variant, kernel, launch, partial, combined)
+
+
+def _rounds(variant: Variant, geometry: Geometry, launch: Launch) -> int:
+    return variant.rounds(geometry, launch.blocks[0])
 
 
 def chosen(variant_for: VariantFor[Own], tokens: int, geometry: Own, device: torch.device) -> Variant:

@@ -69,13 +69,14 @@ class Variant:
         return self.adding * 2 * (units * self.cluster * _UNIT_BYTES + _BARRIERS)
 
     def in_cluster(self, geometry: Geometry, shared: int) -> Variant:
-        """The same with the blocks of a quad's spans in a cluster, if all quads can be one and they still fit.
+        """The same with the blocks of a quad's spans in a cluster, if they can be one and still fit.
+
+        The last quad's blocks may have nothing to do.
 
         shared: bytes of shared memory that a block may have; a multiprocessor has what the driver takes of it besides.
         """
         quad = min(geometry.spans, QUAD_SPANS)
-        quads = self.slice_spans == 1 and quad > 1 and geometry.spans % quad == 0
-        if not quads or self.band > 1 or self.adding * 8 != self.tokens:
+        if self.slice_spans != 1 or quad == 1 or self.band > 1 or self.adding * 8 != self.tokens:
             return self
         build = replace(self, cluster=quad)
         block = build.shared(geometry.stage_bytes) + BLOCK_SHARED
@@ -105,11 +106,17 @@ class Variant:
         """
         places = multiprocessors * self.blocks_per_sm
         slices = -(-geometry.spans // self.slice_spans) if self.slice_spans else 1
+        slices = -(-slices // self.cluster) * self.cluster
         room = places // slices
         if clusters is not None:
             room = min(room, clusters * self.cluster // slices)
         blocks = max(1, min(-(-geometry.strips // self.band), room))
         return Launch((blocks, slices), self.threads, self.shared(geometry.stage_bytes), overlap=True)
+
+    def rounds(self, geometry: Geometry, blocks: int) -> int:
+        """In which so many blocks, of the same span each, multiply all strips."""
+        of_block = -(-geometry.strips // blocks)
+        return -(-of_block // (self.consumers // _SPAN_WARPS))
 
     def busy(self, strips: int, multiprocessors: int) -> float:
         """The share of time in which no block has run out of strips."""
