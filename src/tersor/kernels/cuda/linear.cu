@@ -23,6 +23,9 @@
 
 // For want of registers, with so many blocks: read slots as memory.
 constexpr bool ONE_WAY = (BLOCKS_PER_SM > 3 && __CUDA_ARCH__ != 900) || (BLOCKS_PER_SM > 2 && __CUDA_ARCH__ >= 1000);
+// Stages asked for before a slice's activations, all of which everybody waits for: they come no sooner than what is asked
+// for before them. With none, memory would stand still until they are known.
+constexpr int EAGER = SLICE ? 1 : STAGES - 1;
 constexpr int CHAINS = 2;                           // of matrix instructions, each waiting for the one before
 
 // A segment's sums to `own`.
@@ -55,6 +58,7 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
     Position place{(int)blockIdx.x, 0};
     for (int i = warp / SPAN_SEGMENTS; i > 0; i--) place.advance(1, p.spans);
     Stream stream(stages, Source(p, place, segment, lane), lane);
+    stream.fill<0, EAGER>();
     Record record[BAND];
 #pragma unroll
     for (int u = 0; u < BAND; u++) {
@@ -64,6 +68,7 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
     previous_done();
     let_next_begin();
     begin(p);
+    stream.fill<EAGER>();
     StageActivations<TILES> x(p.x, lane);
 #pragma unroll 1
     for (int round = 0; round < p.rounds; round++) {

@@ -113,9 +113,12 @@ struct Stream {
     int lane;
 
     __device__ __forceinline__ Stream(const u8* ring, const Source& first, int lane)
-        : begin(shared_address(ring) + lane * 16), now(first), next(first), lane(lane) {
+        : begin(shared_address(ring) + lane * 16), now(first), next(first), lane(lane) {}
+    // Ask for the first segment's stages, from FIRST to before END.
+    template <int FIRST, int END = STAGES - 1>
+    __device__ __forceinline__ void fill() {
 #pragma unroll
-        for (int stage = 0; stage < STAGES - 1; stage++) fetch(stage);
+        for (int stage = FIRST; stage < END; stage++) fetch(stage);
     }
     // Ask for a stage of `now` or, counting on, of `next`. All lanes have left the one that was in its place.
     __device__ __forceinline__ void fetch(int stage) {
