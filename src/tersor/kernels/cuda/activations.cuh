@@ -49,43 +49,59 @@ struct Activations {
         return v;
     }
 
-    // Put this slice into shared memory, two columns of eight tokens per thread and turn; TURNS are asked for at once, as
-    // registers allow, since everybody waits for it.
-    template <int THREADS>
+    // Put this slice into shared memory, two columns of eight tokens per thread and turn. Everybody waits for it: so TURNS are
+    // asked for at once, as registers allow, and with all tokens there are nothing but loads to be done.
     __device__ __forceinline__ void stage(int columns, int tokens, int thread) const {
 #if SLICE
-        constexpr int PAIRS = SLICE * SPAN_COLS / 2, ITEMS = PAIRS * (TOKENS / 8), EACH = ceil_div(ITEMS, THREADS);
-        constexpr int TURNS = (CONSUMERS + ADDERS) * BLOCKS_PER_SM > 20 ? 1 : EACH < 4 ? EACH : 4;  // at once
-#pragma unroll 1
-        for (int first = thread; first < ITEMS; first += TURNS * THREADS) {
+        if (thread >= STAGING) return;
+        if (tokens == TOKENS && columns == SLICE * SPAN_COLS)
+            stage_turns<true>(columns, tokens, thread);
+        else
+            stage_turns<false>(columns, tokens, thread);
+#endif
+    }
+
+#if SLICE
+private:
+    // Threads that do so: a turn is then within a tile of tokens, and pieces of all turns lie alike.
+    static constexpr int STAGING = WARP * (CONSUMERS < 8 ? 4 : CONSUMERS < 16 ? 8 : 16), PAIRS = SLICE * SPAN_COLS / 2;
+    static_assert(CONSUMERS >= 4 && PAIRS % STAGING == 0 && 2 * STAGING % (4 * APART) == 0);
+
+    template <bool ALL>
+    __device__ __forceinline__ void stage_turns(int columns, int tokens, int thread) const {
+        constexpr int OF_TILE = PAIRS / STAGING, ALL_TURNS = OF_TILE * (TOKENS / 8);
+        constexpr int TURNS = (CONSUMERS + ADDERS) * BLOCKS_PER_SM > 20 ? 1 : ALL_TURNS < 4 ? ALL_TURNS : 4;  // at once
+        const u16* from = x + 2 * thread;
+        u8* to = slice + piece_at(2 * thread);  // of an even column; the next follows
+#pragma unroll
+        for (int first = 0; first < ALL_TURNS; first += TURNS) {
             u32 two[TURNS][8];
 #pragma unroll
             for (int turn = 0; turn < TURNS; turn++) {
-                const int i = first + turn * THREADS, tile = i / PAIRS, c = i % PAIRS * 2;
-                const bool here = i < ITEMS && c < columns;
+                const int tile = (first + turn) / OF_TILE, c = (first + turn) % OF_TILE * STAGING * 2;
 #pragma unroll
                 for (int k = 0; k < 8; k++) {
                     const int token = tile * 8 + k;
-                    two[turn][k] = here && token < tokens ? __ldg((const u32*)(x + (long long)token * X_PITCH + c)) : 0;
+                    const bool here = ALL || (token < tokens && c + 2 * thread < columns);
+                    two[turn][k] = here ? __ldg((const u32*)(from + (long long)token * X_PITCH + c)) : 0;
                 }
             }
 #pragma unroll
             for (int turn = 0; turn < TURNS; turn++) {
-                const int i = first + turn * THREADS, tile = i / PAIRS, c = i % PAIRS * 2;
-                u8* to = slice + tile * PLANE_BYTES + piece_at(c);  // of an even column; the next follows
+                const int tile = (first + turn) / OF_TILE, c = (first + turn) % OF_TILE * STAGING * 2;
                 u32 even[4], odd[4];
 #pragma unroll
                 for (int k = 0; k < 4; k++) {
                     even[k] = __byte_perm(two[turn][2 * k], two[turn][2 * k + 1], 0x5410);
                     odd[k] = __byte_perm(two[turn][2 * k], two[turn][2 * k + 1], 0x7632);
                 }
-                if (i >= ITEMS) break;
-                *(uint4*)to = make_uint4(even[0], even[1], even[2], even[3]);
-                *(uint4*)(to + 16) = make_uint4(odd[0], odd[1], odd[2], odd[3]);
+                u8* own = to + tile * PLANE_BYTES + c * 16;
+                *(uint4*)own = make_uint4(even[0], even[1], even[2], even[3]);
+                *(uint4*)(own + 16) = make_uint4(odd[0], odd[1], odd[2], odd[3]);
             }
         }
-#endif
     }
+#endif
 };
 
 // The B operands of a stage at a time.

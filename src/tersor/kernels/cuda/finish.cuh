@@ -39,22 +39,17 @@ __device__ __forceinline__ Floats<OWN> span_sum(const float* own) {
     return part;
 }
 
-// Until this block may read activations, which another kernel may have made, and has its slice of them. The blocks of a
-// cluster have met then too: their barriers are there.
+// Until this block may read activations, which another kernel may have made, and has its slice of them.
 __device__ __forceinline__ void begin(const Problem& p) {
 #if SLICE
-    p.x.stage<THREADS>(p.halves * HALF_COLS, p.tokens, threadIdx.x);
-#if CLUSTER > 1
-    __syncwarp();
-    cluster_wait();
-#endif
+    p.x.stage(p.halves * HALF_COLS, p.tokens, threadIdx.x);
     barrier_sync(READY, THREADS);
 #endif
 }
 
 #if CLUSTER > 1
 // Lane = (tokens, row). Nothing that comes from other blocks is still under way when a warp has come to the end of this: it
-// has waited for all sums of its own, and for all `empty`s that anybody sends.
+// has waited for all sums of its own, and for all `empty`s that anybody sends. So it may leave before the others do.
 __device__ __forceinline__ void finish(const Problem& p, const Output& out, const float* sums) {
     const int warp = threadIdx.x / WARP - CONSUMERS, lane = threadIdx.x % WARP, row = lane % STRIP;
     const int token = warp * 8 + lane / STRIP * OWN;
@@ -71,12 +66,16 @@ __device__ __forceinline__ void finish(const Problem& p, const Output& out, cons
         if (round < p.rounds) {
             const int here = strips - round * SPANS;
             Floats<OWN> part[SPANS];
+            if (round == 0) {
+                __syncwarp();
+                cluster_wait();  // the others' barriers are there
+            }
+            exchange.await_room(round);
             barrier_sync(FULL + round % BUFFERS, THREADS);
 #pragma unroll
             for (int s = 0; s < SPANS; s++)
                 part[s] = span_sum(own + (round % BUFFERS * CONSUMERS + s * SPAN_SEGMENTS) * SUM);
             if (round + BUFFERS < p.rounds) barrier_arrive(EMPTY + round % BUFFERS, THREADS);
-            exchange.await_room(round);
 #pragma unroll
             for (int s = 0; s < SPANS; s++)
                 if (s < here) exchange.send(round, s, *(const float4*)part[s].value);
@@ -111,8 +110,6 @@ __device__ __forceinline__ void finish(const Problem& p, const Output& out, cons
                 }
         }
     }
-    __syncwarp();
-    cluster_arrive_relaxed();
 }
 #else
 // Lane = (tokens, row): add up the segments of each span, the spans of each quad, the quads of each strip, and write.

@@ -75,13 +75,6 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
         float sum[BAND][CHAINS][TILES][4] = {};
         const int first = (place.span * SPAN_HALVES + segment * SEGMENT_HALVES) * HALF_COLS;
         const int halves = p.from(place, segment), strips = p.strips_of(place);
-        __syncwarp();  // every lane is done with the records before
-        p.move(place);
-#pragma unroll
-        for (int u = 0; u < BAND; u++) {
-            record[u].ask(p, lane);
-            record[u].locate(p, place, u, segment);
-        }
         x.aim(first, halves, lane);
 #pragma unroll
         for (int stage = 0; stage < SEGMENT_STAGES; stage++) {
@@ -90,6 +83,14 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
             Stage weight[BAND];
 #pragma unroll
             for (int u = 0; u < BAND; u++) weight[u].open(stages + (stage % STAGES * BAND + u) * STAGE_BYTES, lane);
+            if (stage == 0) {  // every lane is done with the records before
+                p.move(place);
+#pragma unroll
+                for (int u = 0; u < BAND; u++) {
+                    record[u].ask(p, lane);
+                    record[u].locate(p, place, u, segment);
+                }
+            }
             if (stage + STAGES - 1 == SEGMENT_STAGES) stream.next = Source(p, place, segment, lane);
             stream.fetch(stage + STAGES - 1);
 #pragma unroll
@@ -136,10 +137,6 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
         }
         barrier_arrive(FULL + round % BUFFERS, THREADS);
     }
-#if CLUSTER > 1
-    __syncwarp();
-    cluster_arrive_relaxed();
-#endif
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_PER_SM)
@@ -180,8 +177,4 @@ linear(const u8* __restrict__ weights,  // stages
         consume(p, shared, slots, sums);
     else
         finish(p, out, sums);
-#if CLUSTER > 1
-    __syncwarp();
-    cluster_wait();  // nobody leaves while others write to it
-#endif
 }
