@@ -62,7 +62,8 @@ with_tile = tile.supported(w.device) and "--without-tile" not in sys.argv
 if with_tile:
     tile_builds = [build for size in VARIANTS for build in fitting(size, packed.geometry)]
     tile_builds += [
-        WIDE[0],
+        WIDE[0],  # of more than 256 tokens a block
+        ClusterVariant(256, 2, 3, 3),
         ClusterVariant(176, 3, 4, 4),
         ClusterVariant(208, 3, 4, 3),
         ClusterVariant(192, 4, 4, 3),

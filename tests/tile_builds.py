@@ -12,6 +12,17 @@ from tersor.kernels.window.layout import Geometry
 BUILDS = [build for size in VARIANTS for build in fitting(size, Geometry(16, 64))]
 # Of clusters of four nobody is launched unasked.
 BUILDS += [*WIDE, ClusterVariant(192, 4, 4, 3), ClusterVariant(256, 4, 3, 3)]
+
+
+def _rings(build: Build) -> tuple[object, ...]:
+    """All but how many tokens there are."""
+    own = {**vars(build), "tokens": build.tokens // build.copy_tokens}
+    return type(build), *(own[name] for name in sorted(own))
+
+
+# One of those that differ by their width alone; one of those that bring activations the same way.
+DISTINCT = list({_rings(build): build for build in reversed(BUILDS)}.values())
+FEW = list({(type(b), b.groups, b.cluster, b.tokens // b.copy_tokens): b for b in DISTINCT}.values())
 _PIECE = 8  # rows of y are allocated in whole pieces
 
 
@@ -25,7 +36,7 @@ def poisoned(
 ) -> torch.Tensor:
     """The product, in memory that held NaN: an output or a part that is not written shows."""
     tokens, rows, cols = x.shape[0], packed.geometry.rows, packed.geometry.cols
-    width, parts = -(-rows // _PIECE) * _PIECE, 2 * 132 * 128 * 256
+    width, parts = -(-rows // _PIECE) * _PIECE, 2 * 132 * 128 * WIDE[0].tokens
     for size in (tokens * width, parts, (tokens + 1024) * (cols + 64)):
         torch.full((size,), float("nan"), device="cuda", dtype=torch.bfloat16)
     y = tile.tile_linear(x, packed, bias, build)

@@ -161,9 +161,11 @@ def test_builds_fit(size: int | None, geometry: Window | Spqr) -> None:
         assert build.blocks_per_sm * (shared + 1024) <= _SM_SHARED
         assert build.threads * build.blocks_per_sm <= 2048
         assert size is None or build.tokens * build.cluster >= size
-        assert build.tokens % build.instruction_tokens == 0
-        # Sums leave by pairs of eights; operand tiles begin at multiples of 1024.
+        assert build.tokens % build.instruction_tokens == 0 == build.tokens % build.copy_tokens
+        assert max(build.instruction_tokens, build.copy_tokens) <= 256
+        # Sums leave by pairs of eights; operand tiles begin at multiples of 1024, and the second half of one.
         assert build.tokens % 16 == 0
+        assert build.instruction_tokens % 8 == build.copy_tokens % 8 == 0
 
 
 def test_every_build_is_for_some_layout() -> None:
@@ -277,9 +279,12 @@ def test_the_tensor_cores_are_kept_busy(build: Build, geometry: Window | Spqr) -
     if not build.fits(geometry):
         pytest.skip("not for this layout")
     compiled = compile_program(build.program(geometry), "sm_90")
-    if isinstance(build, StripVariant):  # or a warpgroup waits for ever for registers that nobody gives back
-        consumer, feeder = build.registers
-        assert 128 * (build.groups * consumer + feeder) <= compiled.resources.registers * build.threads
+    if isinstance(build, StripVariant | ClusterVariant):
+        # Or a warpgroup waits for ever for registers that nobody gives back, or the assembler leaves them as they are.
+        consumer, other = build.registers
+        assert 128 * (build.groups * consumer + other) <= compiled.resources.registers * build.threads
+        assert not consumer or build.threads == 128 * (build.groups + 1)
+        assert "setmaxnreg" not in compiled.log
     assert compiled.resources.spills == 0
     assert "serialized" not in compiled.log
 
@@ -372,7 +377,18 @@ def test_stores_of_a_quarter_warp_meet_in_no_bank(layout: int) -> None:
 
 @pytest.mark.parametrize(
     ("tokens", "width"),
-    [(32, 32), (64, 64), (128, 64), (128, 128), (176, 176), (208, 208), (256, 128), (256, 256)],
+    [
+        (32, 32),
+        (64, 64),
+        (128, 64),
+        (128, 128),
+        (176, 176),
+        (208, 208),
+        (256, 128),
+        (256, 256),
+        (272, 136),
+        (336, 168),
+    ],
 )
 def test_sums_leave_as_a_tensor_map_takes_them(tokens: int, width: int) -> None:
     """`Sums::write` (tile_sums.cuh): 64 rows as their warpgroup's lanes hold them, to a swizzled box of y."""

@@ -19,7 +19,7 @@ from tersor.kernels.tile.split import choose as chosen
 from tersor.kernels.tile.variant import Build
 from tersor.kernels.window import device as window
 from tersor.kernels.window.layout import Geometry
-from tile_builds import BUILDS, name_of, poisoned
+from tile_builds import DISTINCT, name_of, poisoned
 
 driver = pytest.importorskip("cuda.bindings.driver")
 
@@ -81,7 +81,7 @@ def flags_are_down() -> bool:
 @pytest.mark.parametrize(
     "cols", [COLS, 8000, 7936]
 )  # rings stand elsewhere, and on odd rounds, when a tile is owned
-@pytest.mark.parametrize("build", BUILDS, ids=name_of)
+@pytest.mark.parametrize("build", DISTINCT, ids=name_of)
 def test_cut_tiles_are_put_together(build: Build, cols: int, parts: int, cut: Callable[[int], None]) -> None:
     cut(parts)
     weight, packed = matrix(cols)

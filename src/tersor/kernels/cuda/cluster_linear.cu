@@ -1,18 +1,23 @@
 // y = x W^T (+ bias) for about a hundred tokens and more on Hopper: clusters of blocks share what they decode.
 //
-// As tile_linear.cu, with the tensor cores as the scarce thing. An instruction multiplies all tokens of a tile, so that
-// operands are read from shared memory as seldom as can be; with 256 that takes so many registers that there are twelve
-// warps at most:
+// As tile_linear.cu, with the tensor cores as the scarce thing. An instruction multiplies all tokens of a tile or, beyond
+// the 256 that it may have, half of them, so that operands are read from shared memory as seldom as can be; with 256 that
+// takes so many registers that there are twelve warps at most:
 //
 //   CONSUMERS   two warpgroups: wgmma on 64 rows x TOKENS tokens each, sums in registers
 //   DECODERS    a warp for each strip of 16 rows that no other block decodes (cluster_decode.cuh)
 //
 // In a cluster (cluster_rings.cuh) each of CLUSTER blocks decodes its part of the rows' weights: they are decoded once for
 // CLUSTER x TOKENS tokens. With CLUSTER = 1 a block decodes all of them, past shared memory too.
+//
+// Sums of more than 256 tokens do not leave an even share of registers for anything else. Then decoders, a warpgroup of
+// them, give back what they do not need before they begin, and consumers wait for that.
 #include "cluster_decode.cuh"
 #include "tile_sums.cuh"
 
 constexpr int THREADS = (CONSUMERS + DECODERS) * WARP;
+constexpr bool DEALT = CONSUMER_REGISTERS > 0;  // consumers have more registers than decoders
+static_assert(!DEALT || (EVEN && DECODERS == 4), "registers are given out to warpgroups");
 constexpr int AHEAD = X_SLOTS - 2;  // steps from asking for activations to their product: a slot more is being read still
 static_assert(AHEAD >= 1, "who asks for a slot has given it back before");
 constexpr int X_AT = A_SLOTS * A_BYTES, AREAS_AT = X_AT + X_SLOTS * X_TILE_BYTES;
@@ -38,7 +43,9 @@ struct ActivationFeed {
         const u32 full = b.x_full + turn.number * 8;
         mbarrier_wait(full + X_SLOTS * 8, turn.parity ^ 1);
         mbarrier_arrive_expect(full, X_TILE_BYTES);
-        tensor_copy(operands + turn.number * X_TILE_BYTES, x, token, col, full);
+#pragma unroll
+        for (int i = 0; i < COPIES; i++)
+            tensor_copy(operands + turn.number * X_TILE_BYTES + i * (X_TILE_BYTES / COPIES), x, token + i * COPY_TOKENS, col, full);
         turn.advance();
         col += HALF_COLS;
         if (col < end) return;
@@ -113,8 +120,8 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
 cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, const u8* __restrict__ records,
-               const __grid_constant__ TensorMap x,  // [tokens][cols] bfloat16, TOKENS x HALF_COLS at a time
-               const __grid_constant__ TensorMap y,  // [tokens][rows] bfloat16, TOKENS x 64 at a time
+               const __grid_constant__ TensorMap x,  // [tokens][cols] bfloat16, COPY_TOKENS x HALF_COLS at a time
+               const __grid_constant__ TensorMap y,  // [tokens][rows] bfloat16, COPY_TOKENS x 64 at a time
                const u16* __restrict__ bias, // [rows] bfloat16 or null
                float4* __restrict__ partial, // [clusters][CLUSTER][QUADS], where tiles are cut
                u32* __restrict__ flags,      // [clusters][CLUSTER][CONSUMERS], zero
@@ -133,10 +140,12 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
     __syncthreads();
     cluster_arrive();
     if (warp < CONSUMERS) {
+        if constexpr (DEALT) more_registers<CONSUMER_REGISTERS>();
         const Output out{&y, bias, rows, power_of_two(exponent)};
         const Parts parts{partial, flags};
         consume(w, out, x, parts, operands, barriers, rank, run, warp / 4);
     } else if (EVEN || warp - CONSUMERS < strips_of(rank)) {
+        if constexpr (DEALT) fewer_registers<DECODER_REGISTERS>();
         decode_strip(w, shared + AREAS_AT, operands, barriers, warp - CONSUMERS, rank, run.begin, run.end);
     } else {
         cluster_wait();

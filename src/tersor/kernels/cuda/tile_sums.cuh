@@ -124,7 +124,10 @@ private:
 #pragma unroll
             for (int m = 0; m < BLOCKS_OF_64; m++) {
                 const int block = group * BLOCKS_OF_64 + m;
-                tensor_store(*out.y, token_tile * TOKENS, row_tile * TALL + block * 64, staging.of(block));
+#pragma unroll
+                for (int i = 0; i < COPIES; i++)
+                    tensor_store(*out.y, token_tile * TOKENS + i * COPY_TOKENS, row_tile * TALL + block * 64,
+                                 staging.of(block) + i * (COPY_TOKENS * ROW_BYTES));
             }
             tensor_stores_read();
         }

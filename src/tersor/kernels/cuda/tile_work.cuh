@@ -16,6 +16,8 @@ static_assert(HALF_COLS == 64, "columns of an operand tile: one row of the swizz
 constexpr int CONSUMERS = 4 * GROUPS;           // warps
 constexpr int BLOCKS_OF_64 = TALL / 64 / GROUPS;  // rows of a tile that a warpgroup multiplies, in 64
 constexpr int QUADS = TALL * TOKENS / 4;        // of a tile's sums: a thread's for two rows and two tokens
+constexpr int COPIES = TOKENS / COPY_TOKENS;    // by which a tile's tokens come and go; each has 256 at most
+static_assert(COPIES * COPY_TOKENS == TOKENS && COPY_TOKENS % 8 == 0, "operand tiles begin at multiples of eight rows");
 
 struct Split {
     int stages, token_tiles;    // stages of a row
@@ -32,7 +34,7 @@ struct Split {
 };
 
 struct Output {
-    const TensorMap* y;  // [tokens][rows], TOKENS x 64 at a time
+    const TensorMap* y;  // [tokens][rows], COPY_TOKENS x 64 at a time
     const u16* bias;     // [rows] or null
     int rows;
     float scale;         // of the layout's sums

@@ -41,7 +41,8 @@ __device__ __forceinline__ void wgmma_pin(float (&d)[N]) {
 
 // What an instruction of N tokens needs of the compiler: its sums, and the text that names them. They come after the two
 // descriptors, which are said to change for that: what changes comes first, and so numbers do not depend on N.
-#define SUMS8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define SUMS4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define SUMS8(i) SUMS4(i), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define TEXT_16 "%2, %3, %4, %5, %6, %7, %8, %9"
 #define TEXT_32 TEXT_16 ", %10, %11, %12, %13, %14, %15, %16, %17"
 #define TEXT_48 TEXT_32 ", %18, %19, %20, %21, %22, %23, %24, %25"
@@ -50,8 +51,11 @@ __device__ __forceinline__ void wgmma_pin(float (&d)[N]) {
 #define TEXT_96 TEXT_80 ", %42, %43, %44, %45, %46, %47, %48, %49"
 #define TEXT_112 TEXT_96 ", %50, %51, %52, %53, %54, %55, %56, %57"
 #define TEXT_128 TEXT_112 ", %58, %59, %60, %61, %62, %63, %64, %65"
+#define TEXT_136 TEXT_128 ", %66, %67, %68, %69"
 #define TEXT_144 TEXT_128 ", %66, %67, %68, %69, %70, %71, %72, %73"
+#define TEXT_152 TEXT_144 ", %74, %75, %76, %77"
 #define TEXT_160 TEXT_144 ", %74, %75, %76, %77, %78, %79, %80, %81"
+#define TEXT_168 TEXT_160 ", %82, %83, %84, %85"
 #define TEXT_176 TEXT_160 ", %82, %83, %84, %85, %86, %87, %88, %89"
 #define TEXT_192 TEXT_176 ", %90, %91, %92, %93, %94, %95, %96, %97"
 #define TEXT_208 TEXT_192 ", %98, %99, %100, %101, %102, %103, %104, %105"
@@ -66,8 +70,11 @@ __device__ __forceinline__ void wgmma_pin(float (&d)[N]) {
 #define SUMS_96 SUMS_80, SUMS8(40)
 #define SUMS_112 SUMS_96, SUMS8(48)
 #define SUMS_128 SUMS_112, SUMS8(56)
+#define SUMS_136 SUMS_128, SUMS4(64)
 #define SUMS_144 SUMS_128, SUMS8(64)
+#define SUMS_152 SUMS_144, SUMS4(72)
 #define SUMS_160 SUMS_144, SUMS8(72)
+#define SUMS_168 SUMS_160, SUMS4(80)
 #define SUMS_176 SUMS_160, SUMS8(80)
 #define SUMS_192 SUMS_176, SUMS8(88)
 #define SUMS_208 SUMS_192, SUMS8(96)

@@ -112,8 +112,8 @@ def tile_linear(
         raised = flags(blocks * plan.variant.consumers, device)
     plan.product(
         plan.launch, device, matrix.stages, matrix.places, matrix.records,
-        tensor_map(pieces, plan.variant.tokens, _HALF_COLS),
-        tensor_map(y, plan.variant.tokens, _HALF_COLS),
+        tensor_map(pieces, plan.variant.copy_tokens, _HALF_COLS),
+        tensor_map(y, plan.variant.copy_tokens, _HALF_COLS),
         bias, partial, raised, geometry.rows, tokens, geometry.halves, split.chunk, exponent,
     )  # fmt: skip
     return y if width == geometry.rows else y.contiguous()

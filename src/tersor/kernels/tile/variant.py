@@ -14,12 +14,14 @@ _HALF_BYTES = 64 * 2  # of a row
 _STRIPS = TILE_ROWS // STRIP_ROWS
 _STRIP_ALIGN = STRIP_ROWS * 2 * _HALF_BYTES  # bytes; where operand tiles begin
 _NOTE_BYTES = 16
+_AT_ONCE = 256  # tokens of an instruction, and of a copy by a tensor map, at most
 _REGISTERS = 1 << 16  # of a multiprocessor
 _SM_SHARED = 228 << 10  # bytes of its shared memory
 # What a block has of it beside its rings: the driver's, and what is laid out by the compiler.
 _BLOCK_SHARED = 2 << 10
 _BESIDE_SUMS = 26  # registers that a consuming thread needs at launch, or no instruction can be compiled
 _RECORDS = 2  # at hand, of each decoder that asks for its own
+_DEALT = (208, 88)  # registers of a consumer and of a decoder with wide tiles: nothing of the launch is left
 _FEEDERS = 2  # warps: one for weights, one for activations
 
 
@@ -60,6 +62,7 @@ class Build(ABC):
             ("TOKENS", self.tokens),
             ("GROUPS", self.groups),
             ("CLUSTER", self.cluster),
+            ("COPY_TOKENS", self.copy_tokens),
             ("INSTRUCTION_TOKENS", self.instruction_tokens),
         )
 
@@ -69,9 +72,14 @@ class Build(ABC):
         return 4 * self.groups
 
     @property
+    def copy_tokens(self) -> int:
+        """Tokens that one copy brings or takes away."""
+        return self.tokens // -(-self.tokens // _AT_ONCE)
+
+    @property
     def instruction_tokens(self) -> int:
         """Tokens that are multiplied by one instruction, as registers allow."""
-        tokens = self.tokens
+        tokens = self.copy_tokens
         while self.threads * (tokens // 2 + _BESIDE_SUMS) > _REGISTERS:
             tokens //= 2
         return tokens
@@ -189,6 +197,11 @@ class ClusterVariant(Build):
     blocks_per_sm: int = field(default=1, init=False, repr=False)
 
     @property
+    def registers(self) -> tuple[int, int]:
+        """Of a consumer and of a decoder, where sums leave nothing of an even share; else zeros."""
+        return _DEALT if self.tokens > _AT_ONCE else (0, 0)
+
+    @property
     def decoders(self) -> int:
         """Warps, one for each strip that is not decoded by another block; the last block's may be more than it has."""
         return -(-_STRIPS // self.cluster)
@@ -217,6 +230,8 @@ class ClusterVariant(Build):
             ("X_SLOTS", self.x_slots),
             ("RECORDS", _RECORDS),
             ("KEPT", self.kept),
+            ("CONSUMER_REGISTERS", self.registers[0]),
+            ("DECODER_REGISTERS", self.registers[1]),
         )
         return Program(
             "cluster_linear.cu", "cluster_linear", (*self.common(geometry), *own), hopper_only=True
@@ -237,10 +252,16 @@ LIGHT = {256: VARIANTS[256][1]}
 _LONE = 256  # the size of which builds are used where clusters find no room
 _LARGE_FROM = 1 << 26  # weights
 _LIGHT_TO = 1536  # bytes of a stage
-# For more. Tiles of so many widths leave little empty whatever the number of tokens is; three blocks are for a few more
-# than 512, which would be two tiles for two blocks each. Four would be faster nowhere. Rings are as deep as has room.
-_SLOTS = {256: (3, 3), 240: (3, 4), 224: (4, 3), 208: (4, 3), 192: (4, 3), 176: (4, 4), 160: (4, 4)}
-WIDE = tuple(ClusterVariant(tokens, cluster, *_SLOTS[tokens]) for tokens in _SLOTS for cluster in (2, 3))
+# For more. Tiles of so many widths leave little empty whatever the number of tokens is; those of three blocks, or of
+# more than 256 tokens a block, are for a few more than 512 (or 1024), which would be two (or three) narrow tiles of
+# two blocks. Four blocks would be faster nowhere; 352 tokens would spill. Rings are as deep as has room.
+_SLOTS = {336: (2, 3), 320: (3, 3), 304: (3, 3), 288: (3, 3), 272: (3, 3), 256: (3, 3), 240: (3, 4)}
+_SLOTS |= {224: (4, 3), 208: (4, 3), 192: (4, 3), 176: (4, 4), 160: (4, 4)}
+WIDE = tuple(
+    ClusterVariant(tokens, cluster, *slots)
+    for tokens, slots in _SLOTS.items()
+    for cluster in ((2, 3) if tokens <= _AT_ONCE else (2,))
+)
 # Cycles of a step of 64 columns there, measured on an H200: for decoding at least; else per token, and beside.
 _DECODED, _PER_TOKEN, _BESIDE = 1100, 4, 430
 # Of the multiprocessors, those that clusters of so many find room on: an H200's stand together by 16 or 18, or fewer.
