@@ -388,6 +388,7 @@ def test_stores_of_a_quarter_warp_meet_in_no_bank(layout: int) -> None:
         (256, 256),
         (272, 136),
         (336, 168),
+        (352, 176),
     ],
 )
 def test_sums_leave_as_a_tensor_map_takes_them(tokens: int, width: int) -> None:

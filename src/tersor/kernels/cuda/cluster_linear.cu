@@ -61,9 +61,12 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
     const u32 a_tiles = descriptor(operands + group * BLOCKS_OF_64 * A_BLOCK_BYTES), x_tiles = descriptor(operands_x);
     const int lane = threadIdx.x % WARP;
     const u32 a_empty = b.a_empty_of(lane);
-    ActivationFeed activations(w, rank, run.begin, run.end);
+    ActivationFeed feed(w, rank, run.begin, run.end);
+    __shared__ __align__(alignof(ActivationFeed)) u8 kept[sizeof(ActivationFeed)];  // where registers are for sums
+    ActivationFeed& activations = DEALT ? *(ActivationFeed*)kept : feed;
     const bool brings_x = threadIdx.x == 0;
     if (brings_x) {
+        if (DEALT) activations = feed;
         previous_done();
         let_next_begin();
         for (int i = 0; i < AHEAD; i++) activations.ask(x, operands_x, b);

@@ -254,9 +254,9 @@ _LARGE_FROM = 1 << 26  # weights
 _LIGHT_TO = 1536  # bytes of a stage
 # For more. Tiles of so many widths leave little empty whatever the number of tokens is; those of three blocks, or of
 # more than 256 tokens a block, are for a few more than 512 (or 1024), which would be two (or three) narrow tiles of
-# two blocks. Four blocks would be faster nowhere; 352 tokens would spill. Rings are as deep as has room.
-_SLOTS = {336: (2, 3), 320: (3, 3), 304: (3, 3), 288: (3, 3), 272: (3, 3), 256: (3, 3), 240: (3, 4)}
-_SLOTS |= {224: (4, 3), 208: (4, 3), 192: (4, 3), 176: (4, 4), 160: (4, 4)}
+# two blocks. Four blocks would be faster nowhere; 368 tokens would spill. Rings are as deep as has room.
+_SLOTS = {352: (2, 3), 336: (2, 3), 320: (3, 3), 304: (3, 3), 288: (3, 3), 272: (3, 3), 256: (3, 3)}
+_SLOTS |= {240: (3, 4), 224: (4, 3), 208: (4, 3), 192: (4, 3), 176: (4, 4), 160: (4, 4)}
 WIDE = tuple(
     ClusterVariant(tokens, cluster, *slots)
     for tokens, slots in _SLOTS.items()
