@@ -262,8 +262,9 @@ WIDE = tuple(
     for tokens, slots in _SLOTS.items()
     for cluster in ((2, 3) if tokens <= _AT_ONCE else (2,))
 )
-# Cycles of a step of 64 columns there, measured on an H200: for decoding at least; else per token, and beside.
-_DECODED, _PER_TOKEN, _BESIDE = 1100, 4, 430
+# Cycles of a step of 64 columns there, measured on an H200: for decoding at least; else per token, and beside. So many
+# times more where tokens are two instructions', which read weights twice.
+_DECODED, _PER_TOKEN, _BESIDE, _TWICE = 1100, 4, 430, 1.2
 # Of the multiprocessors, those that clusters of so many find room on: an H200's stand together by 16 or 18, or fewer.
 _FOUND = {2: 1.0, 3: 117 / 132}
 # A build is compiled when it is first used, which takes seconds: tiles are of whole 32 tokens unless others gain more.
@@ -295,7 +296,9 @@ def fastest_first(tokens: int, geometry: Geometry, multiprocessors: int) -> list
         split = choose(
             geometry.rows, tokens, -(-geometry.halves // 2), build.tokens, max(1, places), build.cluster
         )
-        step = max(_DECODED, _BESIDE + _PER_TOKEN * build.tokens)
+        step = max(_DECODED, _BESIDE + _PER_TOKEN * build.tokens) * (
+            _TWICE if build.tokens > _AT_ONCE else 1.0
+        )
         return split.cost(tokens, build.tokens) * step * (_SELDOM if build.tokens % _USUAL else 1.0)
 
     return sorted((build for build in WIDE if build.fits(geometry)), key=cycles)
