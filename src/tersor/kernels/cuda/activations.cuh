@@ -50,7 +50,7 @@ struct Activations {
     }
 
     // Put this slice into shared memory, two columns of eight tokens per thread and turn. Everybody waits for it: so TURNS are
-    // asked for at once, as registers allow, and with all tokens there are nothing but loads to be done.
+    // asked for at once, as registers allow, and where all tokens are there nothing is reckoned on the way.
     __device__ __forceinline__ void stage(int columns, int tokens, int thread) const {
 #if SLICE
         if (thread >= STAGING) return;

@@ -8,9 +8,9 @@
 `spqr_pack` takes the arrays and parameters of FORMAT.md section 6 (`group` the stored one); the other two what
 `layout.held` tells of the same tensor: `bits`, `group` and `levels` of its geometry. `order` is the stored column
 order as int32 (cols,), or None. Decoding gives FORMAT.md's bits. `spqr_linear` on a GPU multiplies straight from
-the layout: up to MAX_TOKENS tokens with the same sums in the same order for every batch size, on Hopper
-wherever it pays (`tile.variant.pays`), elsewhere up to FUSED_TOKENS. Other numbers of tokens, activations that are
-not bfloat16, and the CPU decode the matrix and let torch multiply.
+the layout: up to MAX_TOKENS tokens with the same sums in the same order for every batch size, on Hopper up to
+TILED_TOKENS with others, elsewhere up to FUSED_TOKENS. More tokens, activations that are not bfloat16, and the CPU
+decode the matrix and let torch multiply.
 """
 
 from __future__ import annotations

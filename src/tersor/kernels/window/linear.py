@@ -10,7 +10,7 @@ from tersor.kernels.window.layout import STAGE_BYTES, Geometry
 
 MAX_TOKENS = 32  # of one launch
 FUSED_TOKENS = 64  # beyond it the matrix is decoded for cuBLAS, except on Hopper:
-TILE_TOKENS = 8  # beyond it `kernels.tile` multiplies there, where that pays,
+TILE_TOKENS = 8  # beyond it `kernels.tile` multiplies there,
 TILED_TOKENS = 4096  # up to so many
 _FEW = 8  # tokens whose activations come through L1
 _SHAPES = ((8, 2), (8, 3), (20, 1))  # streaming warps and blocks per multiprocessor, the best first

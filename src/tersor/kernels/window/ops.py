@@ -7,8 +7,8 @@
 
 `window_linear` on a GPU multiplies straight from the layout, near to cuBLAS's result but not equal to its last
 bit. For few tokens (up to TILE_TOKENS on Hopper, FUSED_TOKENS elsewhere) it makes the same sums in the same
-order for every batch size. Other numbers (on Hopper `Ways` says which), `exact` and the CPU
-decode the matrix and let torch multiply, which is what the uncompressed layer does.
+order for every batch size, on Hopper for up to TILED_TOKENS others. More tokens, `exact` and the CPU decode the matrix
+and let torch multiply, which is what the uncompressed layer does.
 """
 
 from __future__ import annotations
