@@ -75,6 +75,18 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
         float sum[BAND][CHAINS][TILES][4] = {};
         const int first = (place.span * SPAN_HALVES + segment * SEGMENT_HALVES) * HALF_COLS;
         const int halves = p.from(place, segment), strips = p.strips_of(place);
+        const auto ask_records = [&] {
+            p.move(place);
+#pragma unroll
+            for (int u = 0; u < BAND; u++) {
+                record[u].ask(p, lane);
+                record[u].locate(p, place, u, segment);
+            }
+        };
+        if (!SLICE) {
+            __syncwarp();  // every lane is done with the records before
+            ask_records();
+        }
         x.aim(first, halves, lane);
 #pragma unroll
         for (int stage = 0; stage < SEGMENT_STAGES; stage++) {
@@ -83,14 +95,7 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
             Stage weight[BAND];
 #pragma unroll
             for (int u = 0; u < BAND; u++) weight[u].open(stages + (stage % STAGES * BAND + u) * STAGE_BYTES, lane);
-            if (stage == 0) {  // every lane is done with the records before
-                p.move(place);
-#pragma unroll
-                for (int u = 0; u < BAND; u++) {
-                    record[u].ask(p, lane);
-                    record[u].locate(p, place, u, segment);
-                }
-            }
+            if (SLICE && stage == 0) ask_records();  // while the first words come from shared memory
             if (stage + STAGES - 1 == SEGMENT_STAGES) stream.next = Source(p, place, segment, lane);
             stream.fetch(stage + STAGES - 1);
 #pragma unroll
