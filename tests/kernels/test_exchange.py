@@ -2,7 +2,8 @@
 
 The emulation has the text's index arithmetic and its barriers, one coroutine per adding warp and stores that arrive
 when they like, in any order. It fails where a place of an inbox is written before it was read or read before it was
-written, where a strip comes out wrong or twice, and where nobody can go on.
+written, where a strip comes out wrong or twice, where anything comes for a warp that has left, and where nobody can go
+on.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Inbox:
         self.places: list[Span | None] = [None] * (2 * units * cluster)
         self.full = [Barrier(1), Barrier(1)]
         self.empty = [Barrier(cluster), Barrier(cluster)]
+        self.left = False  # nobody is there any more: its block may be gone
 
 
 @dataclass
@@ -119,12 +121,15 @@ class Cluster:
                 yield lambda: True
             if before + 2 < self.rounds:
                 for other in self.inboxes:
+                    assert not other[warp].left
                     other[warp].empty[half].count(1)
                     yield lambda: True
+        own.left = True
 
     @staticmethod
     def store(inbox: Inbox, at: int, what: Span) -> Callable[[], None]:
         def arrive() -> None:
+            assert not inbox.left
             assert inbox.places[at] is None, "written over what nobody has read"
             inbox.places[at] = what
             inbox.full[what[0] % 2].count(0, -UNIT_BYTES)
