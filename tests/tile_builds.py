@@ -6,12 +6,11 @@ import torch
 
 from tersor.kernels.fused.device import Matrix
 from tersor.kernels.tile import device as tile
-from tersor.kernels.tile.variant import VARIANTS, WIDE, Build, ClusterVariant, fitting
+from tersor.kernels.tile.variant import VARIANTS, WIDE, Build, fitting
 from tersor.kernels.window.layout import Geometry
 
 BUILDS = [build for size in VARIANTS for build in fitting(size, Geometry(16, 64))]
-# Of clusters of four nobody is launched unasked.
-BUILDS += [*WIDE, ClusterVariant(192, 4, 4, 3), ClusterVariant(256, 4, 3, 3)]
+BUILDS += WIDE
 
 
 def _rings(build: Build) -> tuple[object, ...]:

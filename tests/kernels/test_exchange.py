@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 import torch
 
+from exchange_builds import BUILDS
 from tersor.format.errors import KernelError
+from tersor.kernels.compiler import compile_program
 from tersor.kernels.fused import device as fused
 from tersor.kernels.fused.variant import Variant
 from tersor.kernels.launcher import Launch
@@ -217,7 +219,7 @@ def test_no_more_clusters_are_launched_than_the_gpu_holds() -> None:
     assert build.launch(replace(of_spans(4), rows=100), 132, 60).blocks == (7, 4)
 
 
-@pytest.mark.parametrize("held", [0, 62, 66])
+@pytest.mark.parametrize("held", [0, 62, 64, 66])
 def test_a_gpu_that_holds_fewer_clusters_than_blocks_combines(
     held: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,13 +234,38 @@ def test_a_gpu_that_holds_fewer_clusters_than_blocks_combines(
     monkeypatch.setattr(fused, "chosen", lambda *_: build)
     monkeypatch.setattr(fused, "multiprocessors", lambda _: H200[0])
     plan = fused._planned.__wrapped__(variant_for, None, 16, geometry, gpu)
-    expected = (build, 0) if held == 66 else (replace(build, cluster=1), 4)
+    # 256 strips, four at a time: 64 clusters need one round, as 66 blocks of a span do; 62 need two.
+    expected = (build, 0) if held >= 64 else (replace(build, cluster=1), 4)
     assert (plan.variant, plan.partial) == expected
     if held:  # one that is asked for takes what there is
         assert fused._planned.__wrapped__(variant_for, build, 16, geometry, gpu).launch.blocks == (held, 4)
     else:
         with pytest.raises(KernelError, match="no room for"):
             fused._planned.__wrapped__(variant_for, build, 16, geometry, gpu)
+
+
+@pytest.mark.parametrize(
+    ("rows", "spans", "clustered"),
+    [
+        (4096, 14, True),
+        (8192, 14, True),
+        (12000, 5, False),
+    ],  # 4 rounds each, 8 each; 6 where single blocks have 4
+)
+def test_quads_that_are_not_whole_are_clusters_where_that_takes_no_round_more(
+    rows: int, spans: int, clustered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    geometry = replace(of_spans(spans), rows=rows)
+
+    def planned(variant: Variant, *_: Any) -> tuple[None, Launch]:
+        return None, variant.launch(geometry, 132, 66 if variant.cluster > 1 else None)
+
+    monkeypatch.setattr(fused, "planned", planned)
+    monkeypatch.setattr(fused, "has_clusters", lambda _: True)
+    monkeypatch.setattr(fused, "multiprocessors", lambda _: H200[0])
+    monkeypatch.setattr(fused, "shared_limit", lambda _: H200[1])
+    plan = fused._planned.__wrapped__(variant_for, None, 16, geometry, torch.device("cuda", 0))
+    assert (plan.variant.cluster, plan.partial) == ((4, -(-spans // 4)) if clustered else (1, spans))
 
 
 @pytest.mark.parametrize("clusters", [False, True])
@@ -249,3 +276,14 @@ def test_builds_are_in_clusters_where_there_are_any(clusters: bool, monkeypatch:
     for spans in (1, 4, 14):
         build = fused.chosen(variant_for, 16, of_spans(spans), torch.device("cuda", 0))
         assert build.cluster == (4 if clusters and spans > 1 else 1)
+
+
+@pytest.mark.parametrize("build", BUILDS, ids=str)
+def test_what_is_tested_on_a_gpu_compiles(build: Variant) -> None:
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc")
+    try:
+        nvrtc.nvrtcVersion()
+    except RuntimeError:
+        pytest.skip("NVRTC is not installed")
+    for way in (build, build.in_cluster(of_spans(4), H200[1])):
+        assert compile_program(way.program(of_spans(4)), "sm_90").resources.spills == 0

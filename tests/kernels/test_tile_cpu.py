@@ -20,7 +20,6 @@ from tersor.kernels.tile.variant import (
     StripVariant,
     Variant,
     alone,
-    fastest_first,
     fitting,
     variant_for,
 )
@@ -243,21 +242,6 @@ def test_many_tokens_fill_their_tiles() -> None:
     assert waste.max() <= 0.25
     assert waste[513 - 257 :].max() <= 0.09
     assert waste[513 - 257 :].mean() <= 0.035
-
-
-@pytest.mark.parametrize("multiprocessors", [1, 2, 16, 132, 144])
-def test_a_part_of_a_gpu_has_a_choice_too(multiprocessors: int) -> None:
-    for geometry in GEOMETRIES:
-        assert len(fastest_first(600, geometry, multiprocessors)) == len(WIDE)
-
-
-@pytest.mark.parametrize("build", [b for b in BUILDS if isinstance(b, ClusterVariant)], ids=str)
-def test_every_strip_has_one_decoder_in_one_block(build: ClusterVariant) -> None:
-    """strips_of (cluster_rings.cuh), and what a_full waits for: arrivals, and the bytes of the others' strips."""
-    own = [min(build.decoders, 8 - rank * build.decoders) for rank in range(build.cluster)]
-    assert min(own) >= 1  # the first decoder of each block says how many bytes come
-    strips = [rank * build.decoders + i for rank, number in enumerate(own) for i in range(number)]
-    assert strips == list(range(8))
 
 
 def test_the_product_is_for_hopper() -> None:

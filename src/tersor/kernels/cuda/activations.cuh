@@ -64,8 +64,9 @@ struct Activations {
 #if SLICE
 private:
     // Threads that do so: a turn is then within a tile of tokens, and pieces of all turns lie alike.
-    static constexpr int STAGING = WARP * (CONSUMERS < 8 ? 4 : CONSUMERS < 16 ? 8 : 16), PAIRS = SLICE * SPAN_COLS / 2;
-    static_assert(CONSUMERS >= 4 && PAIRS % STAGING == 0 && 2 * STAGING % (4 * APART) == 0);
+    static constexpr int STAGING = WARP * (CONSUMERS < 4 ? 2 : CONSUMERS < 8 ? 4 : CONSUMERS < 16 ? 8 : 16);
+    static constexpr int PAIRS = SLICE * SPAN_COLS / 2;
+    static_assert(CONSUMERS >= 2 && PAIRS % STAGING == 0 && 2 * STAGING % (4 * APART) == 0);
 
     template <bool ALL>
     __device__ __forceinline__ void stage_turns(int columns, int tokens, int thread) const {
@@ -77,7 +78,7 @@ private:
         for (int first = 0; first < ALL_TURNS; first += TURNS) {
             u32 two[TURNS][8];
 #pragma unroll
-            for (int turn = 0; turn < TURNS; turn++) {
+            for (int turn = 0; turn < TURNS && first + turn < ALL_TURNS; turn++) {
                 const int tile = (first + turn) / OF_TILE, c = (first + turn) % OF_TILE * STAGING * 2;
 #pragma unroll
                 for (int k = 0; k < 8; k++) {
@@ -87,7 +88,7 @@ private:
                 }
             }
 #pragma unroll
-            for (int turn = 0; turn < TURNS; turn++) {
+            for (int turn = 0; turn < TURNS && first + turn < ALL_TURNS; turn++) {
                 const int tile = (first + turn) / OF_TILE, c = (first + turn) % OF_TILE * STAGING * 2;
                 u32 even[4], odd[4];
 #pragma unroll

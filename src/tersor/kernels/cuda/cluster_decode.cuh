@@ -24,7 +24,7 @@ struct RecordFeed {
     }
 };
 
-// Warp `decoder` in block `rank`, of those that have a strip.
+// Warp `decoder` of DECODERS in block `rank`.
 __device__ __forceinline__ void decode_strip(const Weights& w, u8* areas, u32 operands, const Barriers& b, int decoder, int rank,
                                              int begin, int end) {
     const int lane = threadIdx.x % WARP, own = rank * DECODERS + decoder;  // of the strips of a tile
@@ -43,7 +43,6 @@ __device__ __forceinline__ void decode_strip(const Weights& w, u8* areas, u32 op
     const int other = lane + (lane >= rank);
     const u32 others_strips = lane < CLUSTER - 1 ? address_of_rank(strips, other) : 0;
     const u32 others_full = lane < CLUSTER - 1 ? address_of_rank(b.a_full, other) : 0;
-    const int copied = (STRIPS - strips_of(rank)) * STRIP_BYTES;  // by others to here, of a stage
     Turn<RECORDS> in;
     Turn<A_SLOTS> out;
     Patches patches;
@@ -82,7 +81,7 @@ __device__ __forceinline__ void decode_strip(const Weights& w, u8* areas, u32 op
             patches.apply(rows, first + i, lane);
             shared_stores_done();
             __syncwarp();
-            if (lane == 0 && decoder == 0) mbarrier_arrive_expect(full, copied);
+            if (lane == 0 && decoder == 0) mbarrier_arrive_expect(full, COPIED);
             if (lane == 0 && decoder != 0) mbarrier_arrive(full);
             if (lane < CLUSTER - 1)
                 bulk_copy_at(others_strips + out.number * A_BYTES, rows, STRIP_BYTES, others_full + out.number * 8);

@@ -17,7 +17,7 @@
 
 constexpr int THREADS = (CONSUMERS + DECODERS) * WARP;
 constexpr bool DEALT = CONSUMER_REGISTERS > 0;  // consumers have more registers than decoders
-static_assert(!DEALT || (EVEN && DECODERS == 4), "registers are given out to warpgroups");
+static_assert(!DEALT || DECODERS == 4, "registers are given out to warpgroups");
 constexpr int AHEAD = X_SLOTS - 2;  // steps from asking for activations to their product: a slot more is being read still
 static_assert(AHEAD >= 1, "who asks for a slot has given it back before");
 constexpr int X_AT = A_SLOTS * A_BYTES, AREAS_AT = X_AT + X_SLOTS * X_TILE_BYTES;
@@ -139,7 +139,7 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
     const Weights w(weights, places, records, rows, tokens, halves, chunk);
     __shared__ Run run;
     if (threadIdx.x == 0) run.find(w.split), prefetch(y);
-    if (threadIdx.x == WARP) barriers.init(rank), prefetch(x);
+    if (threadIdx.x == WARP) barriers.init(), prefetch(x);
     __syncthreads();
     cluster_arrive();
     if (warp < CONSUMERS) {
@@ -147,11 +147,9 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
         const Output out{&y, bias, rows, power_of_two(exponent)};
         const Parts parts{partial, flags};
         consume(w, out, x, parts, operands, barriers, rank, run, warp / 4);
-    } else if (EVEN || warp - CONSUMERS < strips_of(rank)) {
+    } else {
         if constexpr (DEALT) fewer_registers<DECODER_REGISTERS>();
         decode_strip(w, shared + AREAS_AT, operands, barriers, warp - CONSUMERS, rank, run.begin, run.end);
-    } else {
-        cluster_wait();
     }
     __syncwarp();
     cluster_sync();  // nobody leaves while others write to it

@@ -8,18 +8,16 @@
 // slot a decoder meets others, which takes it a good part of the time that decoding does.
 //
 // A cluster is CLUSTER blocks with the same rows and neighbouring tiles of tokens: they share weights. Each decodes
-// DECODERS of the strips, the last one what is left of them, and copies them to the others. So weights may be written when
-// the consumers of all blocks have read the slot, which `a_empty` counts. `a_full` counts the strips decoded here, and the
-// bytes of those copied from others: the first decoder says how many.
+// STRIPS / CLUSTER of the strips and copies them to the others. So weights may be written when the consumers of all blocks
+// have read the slot, which `a_empty` counts. `a_full` counts the strips decoded here, and the bytes of those copied from
+// others: the first decoder says how many.
 #pragma once
 #include "mbarrier.cuh"
 #include "tile_patches.cuh"
 
 constexpr int NOTE_AT = RECORD_BYTES, AREA_BYTES = NOTE_AT + 16;  // a note: the record's place
-constexpr bool EVEN = DECODERS * CLUSTER == STRIPS;
-static_assert(DECODERS * CLUSTER >= STRIPS && DECODERS * (CLUSTER - 1) < STRIPS, "a decoder per strip, one in each block");
-// How many of a tile's strips block `rank` decodes: of three blocks three, three and two. A decoder too many does nothing.
-__device__ __forceinline__ int strips_of(int rank) { return EVEN ? DECODERS : min(DECODERS, STRIPS - rank * DECODERS); }
+constexpr int COPIED = (STRIPS - DECODERS) * STRIP_BYTES;  // of a stage of weights
+static_assert(DECODERS * CLUSTER == STRIPS, "a decoder per strip");
 
 struct Barriers {
     u32 a_full, a_empty, x_full, x_empty, records, landed;  // records: [DECODERS][RECORDS]; landed: [CONSUMERS]
@@ -29,8 +27,8 @@ struct Barriers {
           records(x_empty + X_SLOTS * 8), landed(records + DECODERS * RECORDS * 8) {}
     // Where lane `lane` of CLUSTER tells one block that its weights have been read.
     __device__ __forceinline__ u32 a_empty_of(int lane) const { return lane < CLUSTER ? address_of_rank(a_empty, lane) : 0; }
-    __device__ __forceinline__ void init(int rank) const {
-        for (int i = 0; i < A_SLOTS; i++) mbarrier_init(a_full + i * 8, strips_of(rank));
+    __device__ __forceinline__ void init() const {
+        for (int i = 0; i < A_SLOTS; i++) mbarrier_init(a_full + i * 8, DECODERS);
         for (int i = 0; i < A_SLOTS; i++) mbarrier_init(a_empty + i * 8, CONSUMERS * CLUSTER);
         for (int i = 0; i < X_SLOTS; i++) mbarrier_init(x_full + i * 8, 1), mbarrier_init(x_empty + i * 8, CONSUMERS);
         for (int i = 0; i < DECODERS * RECORDS + CONSUMERS; i++) mbarrier_init(records + i * 8, 1);

@@ -1,4 +1,5 @@
-// A quad's spans added up by the blocks of a cluster (sm_90), block `rank` of which has the sums of its span `rank`.
+// A quad's spans added up by the blocks of a cluster (sm_90), block `rank` of which has the sums of its span `rank`,
+// zeros where the row has ended.
 //
 // In a round all blocks of a cluster multiply the same SPANS strips. The sums of one strip that an adding warp has are a
 // *unit*: 16 rows x 8 tokens, 16 bytes a lane. Strip s of warp w's belongs to warp w of block (s + w SPANS) % CLUSTER, so that
@@ -12,7 +13,8 @@
 //
 // A warp sends round r before it receives r - 1. Count sending round r as step 2 r - 1 and receiving it as step 2 r + 2:
 // sending waits for receptions of round r - 2, step 2 r - 2, receiving for step 2 r - 1, both earlier than itself; so
-// whoever is furthest behind can go on, and there is no deadlock.
+// whoever is furthest behind can go on, and there is no deadlock. (It also waits until its block's other adding warps have
+// room for the round, and for the streaming warps, which wait for nothing later than the sending of r - BUFFERS.)
 //
 // Rejected: sums in global memory, added by a second kernel (dev/BENCHMARKS.md; it is what is done without clusters);
 // reading the others' sums where they are, for which a cluster meets twice a round and waits for its loads.
@@ -39,7 +41,7 @@ struct Exchange {
     __device__ __forceinline__ Exchange(const u8* inboxes, int warp, int rank, int lane)
         : inbox(shared_address(inboxes) + warp * INBOX_BYTES), rank(rank), shift(warp * SPANS % CLUSTER), lane(lane) {}
 
-    // Before the cluster's blocks first meet, which makes it known to all of them.
+    // Before the cluster's blocks meet, which makes it known to all of them.
     __device__ __forceinline__ void init() const {
         if (lane > 0) return;
 #pragma unroll

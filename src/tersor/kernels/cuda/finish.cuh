@@ -13,7 +13,7 @@
 
 constexpr int THREADS = (CONSUMERS + ADDERS) * WARP;
 constexpr int SUM = STRIP * TOKENS;                 // floats of one segment
-[[maybe_unused]] constexpr int READY = 1;           // named barriers: the slice of x is in place,
+[[maybe_unused]] constexpr int READY = 1;           // named barriers: the streaming warps have put the slice of x in place,
 constexpr int FULL = 2, EMPTY = 4;                  // + 0 or 1: which of the buffers
 constexpr int OWN = TILE > 1 ? TILE / 2 : 1, OWN_TILES = TILES / ADDERS;  // tokens of a lane, each in so many tiles
 
@@ -39,14 +39,6 @@ __device__ __forceinline__ Floats<OWN> span_sum(const float* own) {
     return part;
 }
 
-// Until this block may read activations, which another kernel may have made, and has its slice of them.
-__device__ __forceinline__ void begin(const Problem& p) {
-#if SLICE
-    p.x.stage(p.halves * HALF_COLS, p.tokens, threadIdx.x);
-    barrier_sync(READY, THREADS);
-#endif
-}
-
 #if CLUSTER > 1
 // Lane = (tokens, row). Nothing that comes from other blocks is still under way when a warp has come to the end of this: it
 // has waited for all sums of its own, and for all `empty`s that anybody sends. So it may leave before the others do.
@@ -61,7 +53,7 @@ __device__ __forceinline__ void finish(const Problem& p, const Output& out, cons
     __syncwarp();
     cluster_arrive_relaxed();
     previous_done();
-    begin(p);
+    barrier_sync(READY, THREADS);
     for (int round = 0; round <= p.rounds; round++) {
         if (round < p.rounds) {
             const int here = strips - round * SPANS;
@@ -119,7 +111,7 @@ __device__ __forceinline__ void finish(const Problem& p, const Output& out, cons
     Position place{(int)blockIdx.x, 0};
     float of_quad[BAND][OWN_TILES][OWN] = {}, total[BAND][OWN_TILES][OWN] = {};
     previous_done();
-    begin(p);
+    if (SLICE) barrier_sync(READY, THREADS);
     for (int round = 0; round < p.rounds; round++) {
         barrier_sync(FULL + round % BUFFERS, THREADS);
         const float* in = sums + round % BUFFERS * CONSUMERS * BAND * SUM;

@@ -67,7 +67,10 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
     }
     previous_done();
     let_next_begin();
-    begin(p);
+    if (SLICE) {
+        p.x.stage(p.halves * HALF_COLS, p.tokens, threadIdx.x);
+        barrier_sync(READY, THREADS);
+    }
     stream.fill<EAGER>();
     StageActivations<TILES> x(p.x, lane);
 #pragma unroll 1

@@ -42,6 +42,7 @@ __device__ __forceinline__ void feed_activations(const Weights& w, const TensorM
     if (threadIdx.x % WARP) return;
     Cursor at(w, begin, end, 0);
     Turn<X_SLOTS> turn;
+    static_assert(COPIES == 1, "a copy has all of a tile's tokens");
     previous_done();
     let_next_begin();
     for (; at.left > 0; at.advance(w)) {

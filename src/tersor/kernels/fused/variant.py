@@ -29,7 +29,8 @@ class Variant:
     `slot_bytes`: for the record of a segment, a multiple of 16; of a longer one the exceptions are read late.
     `band`: strips that a warp multiplies at a time, so that operands of activations are read once for all of them.
     `adders`: warps that add the segments' sums up, 1 for all tokens; 0 for one per eight.
-    `cluster`: blocks that add the spans of a quad up among themselves, one for each; 1 leaves all to another kernel.
+    `cluster`: blocks that add the spans of a quad up among themselves, one for each (but maybe of the last quad); 1
+    leaves all to another kernel.
     """
 
     tokens: int

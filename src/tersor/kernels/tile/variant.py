@@ -203,8 +203,8 @@ class ClusterVariant(Build):
 
     @property
     def decoders(self) -> int:
-        """Warps, one for each strip that is not decoded by another block; the last block's may be more than it has."""
-        return -(-_STRIPS // self.cluster)
+        """Warps, one for each strip that is not decoded by another block."""
+        return _STRIPS // self.cluster
 
     @property
     def threads(self) -> int:
@@ -252,21 +252,15 @@ LIGHT = {256: VARIANTS[256][1]}
 _LONE = 256  # the size of which builds are used where clusters find no room
 _LARGE_FROM = 1 << 26  # weights
 _LIGHT_TO = 1536  # bytes of a stage
-# For more. Tiles of so many widths leave little empty whatever the number of tokens is; those of three blocks, or of
-# more than 256 tokens a block, are for a few more than 512 (or 1024), which would be two (or three) narrow tiles of
-# two blocks. Four blocks would be faster nowhere; 368 tokens would spill. Rings are as deep as has room.
+# For more. Tiles of so many widths leave little empty whatever the number of tokens is; those of more than 256 tokens a
+# block are for a few more than 512, which would be two narrow ones; 368 tokens would spill. Rings are as deep as has
+# room.
 _SLOTS = {352: (2, 3), 336: (2, 3), 320: (3, 3), 304: (3, 3), 288: (3, 3), 272: (3, 3), 256: (3, 3)}
 _SLOTS |= {240: (3, 4), 224: (4, 3), 208: (4, 3), 192: (4, 3), 176: (4, 4), 160: (4, 4)}
-WIDE = tuple(
-    ClusterVariant(tokens, cluster, *slots)
-    for tokens, slots in _SLOTS.items()
-    for cluster in ((2, 3) if tokens <= _AT_ONCE else (2,))
-)
+WIDE = tuple(ClusterVariant(tokens, 2, *slots) for tokens, slots in _SLOTS.items())
 # Cycles of a step of 64 columns there, measured on an H200: for decoding at least; else per token, and beside. So many
 # times more where tokens are two instructions', which read weights twice.
 _DECODED, _PER_TOKEN, _BESIDE, _TWICE = 1100, 4, 430, 1.2
-# Of the multiprocessors, those that clusters of so many find room on: an H200's stand together by 16 or 18, or fewer.
-_FOUND = {2: 1.0, 3: 117 / 132}
 # A build is compiled when it is first used, which takes seconds: tiles are of whole 32 tokens unless others gain more.
 _USUAL, _SELDOM = 32, 1.02
 
@@ -292,10 +286,8 @@ def fastest_first(tokens: int, geometry: Geometry, multiprocessors: int) -> list
     """The builds for many tokens that fit a layout, in the order of what they would take."""
 
     def cycles(build: ClusterVariant) -> float:
-        places = int(multiprocessors * _FOUND[build.cluster]) // build.cluster
-        split = choose(
-            geometry.rows, tokens, -(-geometry.halves // 2), build.tokens, max(1, places), build.cluster
-        )
+        places = max(1, multiprocessors // build.cluster)
+        split = choose(geometry.rows, tokens, -(-geometry.halves // 2), build.tokens, places, build.cluster)
         step = max(_DECODED, _BESIDE + _PER_TOKEN * build.tokens) * (
             _TWICE if build.tokens > _AT_ONCE else 1.0
         )
