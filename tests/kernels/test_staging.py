@@ -1,0 +1,75 @@
+"""How a slice of the activations comes into shared memory (cuda/activations.cuh, `stage_turns`), emulated.
+
+Every piece, a column of eight tokens, must be written once and where the products look for it, whatever the build; and
+no turn may reach beyond the slice.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tersor.kernels.fused.layout import SPAN_COLS
+from tersor.kernels.fused.variant import Variant
+from tersor.kernels.spqr import linear as spqr
+from tersor.kernels.spqr.layout import Geometry as Spqr
+from tersor.kernels.window import linear as window
+from tersor.kernels.window.layout import Geometry as Window
+
+H200 = (132, 227 << 10)
+WARP = 32
+
+
+def staged(build: Variant, columns: int, tokens: int, apart: int) -> dict[tuple[int, int], tuple[int, int]]:
+    """Place (tile of eight tokens, piece) of what is written: (column or -1 for zeros, tokens that are there)."""
+    few = build.consumers
+    staging = WARP * (2 if few < 4 else 4 if few < 8 else 8 if few < 16 else 16)
+    assert staging <= WARP * few
+    pairs = build.slice_spans * SPAN_COLS // 2
+    of_tile, rest = divmod(pairs, staging)
+    assert rest == 0 and 2 * staging % (4 * apart) == 0
+    all_turns = of_tile * (build.tokens // 8)
+    at_once = 1 if (few + build.adding) * build.blocks_per_sm > 20 else min(all_turns, 4)
+    written: dict[tuple[int, int], tuple[int, int]] = {}
+    for thread in range(staging):
+        to = 2 * thread ^ (2 * thread // apart & 3) << 1
+        for first in range(0, all_turns, at_once):
+            for turn in range(first, min(first + at_once, all_turns)):
+                tile, column = turn // of_tile, turn % of_tile * staging * 2
+                own = column + 2 * thread
+                there = max(0, min(tokens - tile * 8, 8)) if own < columns else 0
+                for odd in (0, 1):
+                    place = tile, to + column + odd
+                    assert place not in written
+                    written[place] = (own + odd if there else -1), there
+    return written
+
+
+def builds() -> dict[Variant, int]:
+    """Those that are used, and the spacing of the columns of neighbouring lanes in their layout."""
+    found: dict[Variant, int] = {}
+    for shared in (99 << 10, H200[1]):
+        for cols in (1024, 4096, 14336):
+            for tokens in (8, 9, 16):
+                for bits, group in ((3, 16), (4, 32), (8, 16)):
+                    for rows in (4096, 57344):
+                        found[spqr.variant_for(tokens, Spqr(rows, cols, bits, group, 2), 132, shared)] = 32
+            for tokens in (9, 16, 17, 32):
+                found[window.variant_for(tokens, Window(4096, cols), 132, shared)] = 16
+    # And some that are only tried: slices that turns do not divide, few and many warps.
+    found |= dict.fromkeys([Variant(8, 12, 4, 1, 7), Variant(16, 2, 4, 1, 1), Variant(16, 20, 4, 1, 2)], 32)
+    return {build: apart for build, apart in found.items() if build.slice_spans}
+
+
+@pytest.mark.parametrize(("build", "apart"), builds().items(), ids=str)
+def test_every_piece_once_where_products_look(build: Variant, apart: int) -> None:
+    of_slice = build.slice_spans * SPAN_COLS
+    for columns in (of_slice, of_slice - 64, 128, 0):
+        for tokens in {build.tokens, build.tokens - 1, 1}:
+            written = staged(build, columns, tokens, apart)
+            tiles = build.tokens // 8
+            assert len(written) == tiles * of_slice  # all of the slice, and no more
+            for tile in range(tiles):
+                there = max(0, min(tokens - tile * 8, 8))
+                for column in range(of_slice):
+                    expected = (column, there) if column < columns and there else (-1, 0)
+                    assert written[tile, column ^ (column // apart & 3) << 1] == expected
