@@ -29,7 +29,7 @@ from tersor.kernels.huffman import device as huffman
 from tersor.kernels.launcher import shared_limit
 from tersor.kernels.spqr import device as spqr
 from tersor.kernels.tile import device as tile
-from tersor.kernels.tile.variant import VARIANTS, WIDE, fitting
+from tersor.kernels.tile.variant import ALONE, VARIANTS, WIDE, fitting
 from tersor.kernels.window import device as window
 
 w = (torch.randn(130, 1600, device="cuda") * 0.02).bfloat16()
@@ -61,7 +61,8 @@ for tokens, variant in (
 with_tile = tile.supported(w.device) and "--without-tile" not in sys.argv
 if with_tile:
     tile_builds = [build for size in VARIANTS for build in fitting(size, packed.geometry)]
-    tile_builds += [WIDE[0], WIDE[-1]]  # of more than 256 tokens a block, and of fewer
+    # Of two instructions, of one; with decoders in turns, and registers dealt out then.
+    tile_builds += [ALONE, WIDE[0], *(b for b in WIDE if b.tokens in (256, 192, 80))]
     for build in tile_builds:
         x = torch.randn(build.tokens * build.cluster + 3, 1600, device="cuda", dtype=torch.bfloat16)
         y = tile.tile_linear(x, packed, None, build)

@@ -6,11 +6,11 @@ import torch
 
 from tersor.kernels.fused.device import Matrix
 from tersor.kernels.tile import device as tile
-from tersor.kernels.tile.variant import VARIANTS, WIDE, Build, fitting
+from tersor.kernels.tile.variant import ALONE, VARIANTS, WIDE, Build, fitting
 from tersor.kernels.window.layout import Geometry
 
 BUILDS = [build for size in VARIANTS for build in fitting(size, Geometry(16, 64))]
-BUILDS += WIDE
+BUILDS += [*WIDE, ALONE]
 
 
 def _rings(build: Build) -> tuple[object, ...]:

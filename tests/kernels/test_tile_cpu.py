@@ -12,6 +12,7 @@ from tersor.kernels.spqr.layout import Geometry as Spqr
 from tersor.kernels.tile import device
 from tersor.kernels.tile.device import in_pieces, kept_for
 from tersor.kernels.tile.variant import (
+    ALONE,
     VARIANTS,
     WIDE,
     Build,
@@ -24,7 +25,7 @@ from tersor.kernels.tile.variant import (
 )
 from tersor.kernels.window.layout import Geometry as Window
 
-BUILDS = [*(build for builds in VARIANTS.values() for build in builds), *WIDE]
+BUILDS = [*(build for builds in VARIANTS.values() for build in builds), *WIDE, ALONE]
 GEOMETRIES = (Window(4096, 4096), Spqr(4096, 4096, 4, 32, 2), Spqr(4096, 4096, 3, 16, 2))
 _SM_SHARED = 228 * 1024  # of an H200; a block has 1 KB less than it could
 _BLOCK_SHARED = 227 * 1024
@@ -44,7 +45,7 @@ def test_a_ring_is_quiet_when_its_last_uses_have_ended(steps: int, slots: int) -
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=["fast", "spqr-4", "spqr-3"])
 @pytest.mark.parametrize("size", [*VARIANTS, None])
 def test_builds_fit(size: int | None, geometry: Window | Spqr) -> None:
-    builds = fitting(size, geometry) if size else WIDE
+    builds = fitting(size, geometry) if size else [b for b in (*WIDE, ALONE) if b in WIDE or b.fits(geometry)]
     assert builds
     for build in builds:
         shared = build.shared(geometry)
@@ -62,7 +63,8 @@ def test_builds_fit(size: int | None, geometry: Window | Spqr) -> None:
 
 def test_every_build_is_for_some_layout() -> None:
     found = {b for size in VARIANTS for geometry in GEOMETRIES for b in fitting(size, geometry)}
-    assert found | set(WIDE) == set(BUILDS)
+    assert found | {*WIDE, ALONE} == set(BUILDS)
+    assert any(ALONE.fits(geometry) for geometry in GEOMETRIES)
 
 
 def test_where_clusters_find_no_room_blocks_multiply_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +135,7 @@ def test_many_tokens_fill_their_tiles() -> None:
     matrix = Window(57344, 8192)
     waste = np.array([padded(m, variant_for(m, matrix, 132)) / m - 1 for m in range(257, 5000)])
     assert waste.max() <= 0.25
-    assert waste[513 - 257 :].max() <= 0.09
+    assert waste[513 - 257 :].max() <= 0.1  # 641 tokens in tiles of 704
     assert waste[513 - 257 :].mean() <= 0.035
 
 
@@ -159,8 +161,9 @@ def test_the_tensor_cores_are_kept_busy(build: Build, geometry: Window | Spqr) -
     if isinstance(build, StripVariant | ClusterVariant):
         # Or a warpgroup waits for ever for registers that nobody gives back, or the assembler leaves them as they are.
         consumer, other = build.registers
-        assert 128 * (build.groups * consumer + other) <= compiled.resources.registers * build.threads
-        assert not consumer or build.threads == 128 * (build.groups + 1)
+        others = build.threads - 128 * build.groups
+        assert 128 * build.groups * consumer + others * other <= compiled.resources.registers * build.threads
+        assert not consumer or others % 128 == 0
         assert "setmaxnreg" not in compiled.log
     assert compiled.resources.spills == 0
     assert "serialized" not in compiled.log

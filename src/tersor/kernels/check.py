@@ -23,7 +23,7 @@ from tersor.kernels.huffman.device import program as huffman_program
 from tersor.kernels.launcher import HOPPER
 from tersor.kernels.spqr import layout as spqr
 from tersor.kernels.spqr import linear as spqr_linear
-from tersor.kernels.tile.variant import VARIANTS, WIDE, fitting
+from tersor.kernels.tile.variant import ALONE, VARIANTS, WIDE, fitting
 from tersor.kernels.window import rows as window_rows
 from tersor.kernels.window.layout import MACROS, Geometry
 from tersor.kernels.window.linear import MAX_TOKENS, variant_for
@@ -91,7 +91,7 @@ def _ways(build: Variant, geometry: Layout, architecture: str, shared: int) -> I
 def tile_programs(geometry: Layout) -> Iterator[Program]:
     """The product for many tokens, in every build that a benchmark tries."""
     builds = [build for size in VARIANTS for build in fitting(size, geometry)]
-    builds += [build for build in WIDE if build.fits(geometry)]
+    builds += [build for build in (*WIDE, ALONE) if build.fits(geometry)]
     yield from dict.fromkeys(build.program(geometry) for build in builds)
 
 

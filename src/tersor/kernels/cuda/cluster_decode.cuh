@@ -1,91 +1,100 @@
 // A decoding warp of cluster_linear: a strip of the tile, from memory to the operand tiles of all blocks that share it.
 //
-// There are one or two such warps for each quarter of a multiprocessor, so what counts is how long one takes for a stage: both
-// halves are decoded at once, and nothing is reckoned for every stage that stays the same for a segment. Its stages come from
-// memory straight to registers, the next one while this one is stored: what goes by way of shared memory goes through it
-// twice, and wgmma needs nearly all that shared memory can do.
+// There are one or two such warps for each quarter of a multiprocessor, so what counts is how long one takes for a stage:
+//
+//   - both halves are decoded at once, and nothing is reckoned for every stage that stays the same for a segment;
+//   - no lane works alone while others wait;
+//   - what comes from memory comes straight to registers, the next stage while this one is stored, the next record while this
+//     one is used: what goes by way of shared memory goes through it twice, and wgmma needs nearly all that it can do.
+//
+// TURNS warps decode a strip in turns, each every TURNS-th stage.
 #pragma once
 #include "cluster_rings.cuh"
 
-// Records, by bulk copies, a segment ahead; lane 0 alone asks for them.
+// The records of a warp's segments: one in registers, and where the next one is.
 struct RecordFeed {
-    Cursor at;
-    int2 place;  // of the next that is asked for
+    Walk at;    // to the segment after the next
+    int2 next;  // begin and end of its record, in units of ALIGN bytes
+    const u8* record;
+    RecordWords words;
+    RowNotes notes;
 
-    __device__ __forceinline__ RecordFeed(const Weights& w, const Cursor& from) : at(from) { place = at.place(w); }
-    __device__ __forceinline__ void ask(const Weights& w, u8* area, u32 full) {
-        if (at.left <= 0) return;
-        const int bytes = min((place.y - place.x) * ALIGN, RECORD_BYTES);
-        *(int*)(area + NOTE_AT) = place.x;
-        mbarrier_arrive_expect(full, bytes);
-        bulk_copy(shared_address(area), w.records + (long long)place.x * ALIGN, bytes, full);
-        at.advance(w);
-        place = at.place(w);
+    __device__ __forceinline__ RecordFeed(const Weights& w, const Walk& from, int lane) : at(from) {
+        look(w);
+        ask(w, lane);
+    }
+    // The next one, once this one has been taken.
+    __device__ __forceinline__ void ask(const Weights& w, int lane) {
+        record = w.records + (long long)next.x * ALIGN;
+        words.read<Far>(record, (next.y - next.x) * ALIGN, lane);
+        notes.read<Far>(record, lane / 4);
+        look(w);
+    }
+
+private:
+    __device__ __forceinline__ void look(const Weights& w) {
+        const int* entry = at.place(w);
+        const int left = min(SEGMENT_STAGES - at.stage % SEGMENT_STAGES, w.split.stages - at.stage);
+        next = make_int2(__ldg(entry), __ldg(entry + 1));
+        at.advance(w, ceil_div(left, TURNS) * TURNS);
     }
 };
 
 // Warp `decoder` of DECODERS in block `rank`.
-__device__ __forceinline__ void decode_strip(const Weights& w, u8* areas, u32 operands, const Barriers& b, int decoder, int rank,
-                                             int begin, int end) {
-    const int lane = threadIdx.x % WARP, own = rank * DECODERS + decoder;  // of the strips of a tile
+__device__ __forceinline__ void decode_strip(const Weights& w, u32 operands, const Barriers& b, int decoder, int rank, int begin,
+                                             int end) {
+    const int lane = threadIdx.x % WARP, turn = decoder / OWN_STRIPS, first = decoder % OWN_STRIPS;
+    const int own = rank * OWN_STRIPS + first;  // of the strips of a tile
     const Pieces pieces(lane);
-    const u32 record_full = b.records + decoder * RECORDS * 8, strips = operands + own * STRIP_BYTES;
-    areas += decoder * (RECORDS * AREA_BYTES);
-    Cursor at(w, begin, end, own);
-    RecordFeed feed(w, at);
-    if (lane == 0)
-        for (int i = 0; i < RECORDS; i++) feed.ask(w, areas + i * AREA_BYTES, record_full + i * 8);
+    const u32 strips = operands + own * STRIP_BYTES;
+    Walk walk(w, begin, own);
+    walk.advance(w, turn);
     FarStage stage;
-    if (at.left > 0) stage.ask(at.stored(w), lane, pieces.turned, at.halves(w) > 1);
+    const u8* stored = walk.stored(w);
+    stage.ask(stored, lane, pieces.turned, walk.whole(w));
+    RecordFeed records(w, walk, lane);
     __syncwarp();
     cluster_wait();  // no block writes to another before its barriers are there
     // Lane i brings what is done to the i-th of the others.
     const int other = lane + (lane >= rank);
     const u32 others_strips = lane < CLUSTER - 1 ? address_of_rank(strips, other) : 0;
-    const u32 others_full = lane < CLUSTER - 1 ? address_of_rank(b.a_full, other) : 0;
-    Turn<RECORDS> in;
-    Turn<A_SLOTS> out;
+    Turn<A_SLOTS> out(turn);
     Patches patches;
+    int of_segment = 0;  // how many more stages have this record
 #pragma unroll 1
-    while (at.left > 0) {
-        u8* area = areas + in.number * AREA_BYTES;
-        const u32 filled = record_full + in.number * 8;
-        mbarrier_wait(filled, in.parity);
-        stage.begin_segment(area, lane / 4);
-        patches.load(area, w.records + (long long)*(const int*)(area + NOTE_AT) * ALIGN, lane);
-        __syncwarp();  // all of the area is in registers
-        if (lane == 0) feed.ask(w, area, filled);
-        in.advance();
-        const int first = at.stage % SEGMENT_STAGES, count = at.stages(w);
-        const u8* next = at.stored(w);
-        int halves = at.halves(w);
-        at.advance(w);
-#pragma unroll 1
-        for (int i = 0; i < count; i++, halves -= 2) {
-            stage.open();
-            u32 a[2][4][4];
-            stage.half_bf16(a[0], 0);
-            if (halves > 1)
-                stage.half_bf16(a[1], 1);
-            else
-                zero(a[1]);
-            next += STAGE_BYTES;
-            const bool last = i + 1 == count;
-            if (!last || at.left > 0)
-                stage.ask(last ? at.stored(w) : next, lane, pieces.turned, (last ? at.halves(w) : halves - 2) > 1);
-            const u32 full = b.a_full + out.number * 8, rows = strips + out.number * A_BYTES;
-            mbarrier_wait(full + A_SLOTS * 8, out.parity ^ 1);
-#pragma unroll
-            for (int h = 0; h < 2; h++) pieces.store(rows, a[h], h);
-            __syncwarp();  // the fillers are there before the exceptions
-            patches.apply(rows, first + i, lane);
-            shared_stores_done();
-            __syncwarp();
-            if (lane == 0 && decoder == 0) mbarrier_arrive_expect(full, COPIED);
-            if (lane == 0 && decoder != 0) mbarrier_arrive(full);
-            if (lane < CLUSTER - 1)
-                bulk_copy_at(others_strips + out.number * A_BYTES, rows, STRIP_BYTES, others_full + out.number * 8);
-            out.advance();
+    for (int left = end - begin - turn; left > 0; left -= TURNS) {
+        const bool begins = of_segment <= 0;
+        if (begins) {
+            of_segment = min(SEGMENT_STAGES - walk.stage % SEGMENT_STAGES, w.split.stages - walk.stage);
+            patches.take(records.words, records.record, lane);
+            stage.begin_segment(records.notes);
         }
+        of_segment -= TURNS;
+        stage.open();
+        u32 a[2][4][4];
+        stage.half_bf16(a[0], 0);
+        if (walk.whole(w))
+            stage.half_bf16(a[1], 1);
+        else
+            zero(a[1]);
+        const int of_its_segment = walk.stage % SEGMENT_STAGES;
+        stored += TURNS * STAGE_BYTES;
+        if (walk.advance(w, TURNS)) stored = walk.stored(w);
+        // A warp that waits for one of its loads mostly waits for all, as they are counted: so all are made here.
+        stage.ask(stored, lane, pieces.turned, walk.whole(w));
+        if (begins) records.ask(w, lane);
+        const u32 full = b.a_full + out.number * 8, rows = strips + out.number * A_BYTES;
+        mbarrier_wait(full + A_SLOTS * 8, out.parity ^ 1);
+#pragma unroll
+        for (int h = 0; h < 2; h++) pieces.store(rows, a[h], h);
+        __syncwarp();  // the fillers are there before the exceptions
+        patches.apply(rows, of_its_segment, lane);
+        shared_stores_done();
+        __syncwarp();
+        if (lane == 0 && first == 0) mbarrier_arrive_expect(full, COPIED);
+        if (lane == 0 && first != 0) mbarrier_arrive(full);
+        if (lane < CLUSTER - 1)
+            bulk_copy_at(others_strips + out.number * A_BYTES, rows, STRIP_BYTES, others_strips + (full - strips));
+        out.advance(TURNS);
     }
 }

@@ -5,52 +5,56 @@
 // takes so many registers that there are twelve warps at most:
 //
 //   CONSUMERS   two warpgroups: wgmma on 64 rows x TOKENS tokens each, sums in registers
-//   DECODERS    a warp for each strip of 16 rows that no other block decodes (cluster_decode.cuh)
+//   DECODERS    a warp for each strip of 16 rows that no other block decodes, or two that take turns (cluster_decode.cuh)
 //
 // In a cluster (cluster_rings.cuh) each of CLUSTER blocks decodes its part of the rows' weights: they are decoded once for
-// CLUSTER x TOKENS tokens. With CLUSTER = 1 a block decodes all of them, past shared memory too.
+// CLUSTER x TOKENS tokens. With CLUSTER = 1 a block decodes all of them.
 //
-// Sums of more than 256 tokens do not leave an even share of registers for anything else. Then decoders, a warpgroup of
-// them, give back what they do not need before they begin, and consumers wait for that.
+// Where sums leave too little of an even share of registers, decoders, whole warpgroups of them, give some back before
+// they begin, and consumers wait for that.
 #include "cluster_decode.cuh"
 #include "tile_sums.cuh"
 
 constexpr int THREADS = (CONSUMERS + DECODERS) * WARP;
-constexpr bool DEALT = CONSUMER_REGISTERS > 0;  // consumers have more registers than decoders
-static_assert(!DEALT || DECODERS == 4, "registers are given out to warpgroups");
+static_assert(!DEALT || DECODERS % 4 == 0, "registers are given out to warpgroups");
+// Tiles of few tokens are multiplied in less time than it takes a lane to ask for activations. So there the warpgroups ask
+// in turns, and when they have issued a step rather than before it.
+constexpr bool IN_TURNS = TURNS > 1;
+static_assert(!IN_TURNS || GROUPS == 2);
 constexpr int AHEAD = X_SLOTS - 2;  // steps from asking for activations to their product: a slot more is being read still
 static_assert(AHEAD >= 1, "who asks for a slot has given it back before");
-constexpr int X_AT = A_SLOTS * A_BYTES, AREAS_AT = X_AT + X_SLOTS * X_TILE_BYTES;
-constexpr int BARRIERS_AT = AREAS_AT + DECODERS * RECORDS * AREA_BYTES;
+constexpr int X_AT = A_SLOTS * A_BYTES, BARRIERS_AT = X_AT + X_SLOTS * X_TILE_BYTES;
 
 // Activations, AHEAD steps before they are multiplied. A lane of the consumers asks for them: it alone has no other work, and
-// has itself read the slot that it fills again.
+// has itself read the slot that it fills again. It takes some hundred cycles, more if this were not in registers.
 struct ActivationFeed {
-    int left, end, col;  // steps of the run; of a row, columns
-    int token, tokens;   // the first of this block's tile; of all tiles
+    int left, col;  // steps of the run; of the row, columns
+    int token;      // the first of this block's tile
     Turn<X_SLOTS> turn;
 
     __device__ __forceinline__ ActivationFeed(const Weights& w, int rank, int begin, int stop) {
-        const Cursor at(w, begin, stop, 0);
+        const Walk at(w, begin, 0);
         left = 2 * (stop - begin);
-        end = w.split.stages * STAGE_COLS, col = at.stage * STAGE_COLS;
-        tokens = w.split.token_tiles * CLUSTER * TOKENS;
+        col = at.stage * STAGE_COLS;
         token = (at.token_tile * CLUSTER + rank) * TOKENS;
     }
     __device__ __forceinline__ void ask(const TensorMap& x, u32 operands, const Barriers& b) {
-        if (left == 0) return;
-        left--;
+        if (left <= 0) return;
         const u32 full = b.x_full + turn.number * 8;
         mbarrier_wait(full + X_SLOTS * 8, turn.parity ^ 1);
         mbarrier_arrive_expect(full, X_TILE_BYTES);
 #pragma unroll
         for (int i = 0; i < COPIES; i++)
             tensor_copy(operands + turn.number * X_TILE_BYTES + i * (X_TILE_BYTES / COPIES), x, token + i * COPY_TOKENS, col, full);
-        turn.advance();
-        col += HALF_COLS;
-        if (col < end) return;
-        col = 0, token += CLUSTER * TOKENS;
-        if (token >= tokens) token -= tokens;
+    }
+    __device__ __forceinline__ void advance(const Split& split, int steps) {
+        left -= steps;
+        turn.advance(steps);
+        col += steps * HALF_COLS;
+        while (col >= split.stages * STAGE_COLS) {
+            col -= split.stages * STAGE_COLS, token += CLUSTER * TOKENS;
+            if (token >= split.token_tiles * CLUSTER * TOKENS) token -= split.token_tiles * CLUSTER * TOKENS;
+        }
     }
 };
 
@@ -62,15 +66,18 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
     const int lane = threadIdx.x % WARP;
     const u32 a_empty = b.a_empty_of(lane);
     ActivationFeed feed(w, rank, run.begin, run.end);
-    __shared__ __align__(alignof(ActivationFeed)) u8 kept[sizeof(ActivationFeed)];  // where registers are for sums
-    ActivationFeed& activations = DEALT ? *(ActivationFeed*)kept : feed;
-    const bool brings_x = threadIdx.x == 0;
+    const bool brings_x = threadIdx.x % (4 * WARP) == 0 && (IN_TURNS || group == 0);
     if (brings_x) {
-        if (DEALT) activations = feed;
         previous_done();
         let_next_begin();
-        for (int i = 0; i < AHEAD; i++) activations.ask(x, operands_x, b);
+        for (int i = 0; i < AHEAD; i++, feed.advance(w.split, 1))
+            if (group == 0) feed.ask(x, operands_x, b);
+        feed.advance(w.split, group);
     }
+    const auto bring = [&](int step) {
+        if (brings_x && (!IN_TURNS || step == group)) feed.ask(x, operands_x, b), feed.advance(w.split, 1 + IN_TURNS);
+        __syncwarp();
+    };
     __syncwarp();
     cluster_wait();  // nobody tells others of slots before their barriers are there
     Sums sums;
@@ -81,13 +88,12 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
     while (unit < run.end) {
         const int stages = w.split.in_tile(unit, run.end);
         sums.clear();
-        u32 read_a = 0, before = 0, read = 0;  // the slots before
+        u32 read_a = 0, read = 0;  // the slots before
 #pragma unroll 1
         for (int k = 0; k < stages; k++) {
 #pragma unroll
             for (int n = 0; n < 2; n++) {
-                if (brings_x) activations.ask(x, operands_x, b);
-                __syncwarp();
+                if (!IN_TURNS) bring(n);
                 if (n == 0) mbarrier_wait(b.a_full + turn_a.number * 8, turn_a.parity);
                 mbarrier_wait(b.x_full + turn.number * 8, turn.parity);
                 const u32 a_at = a_tiles + (turn_a.number * A_BYTES + n * NEXT_TILE >> 4);
@@ -100,7 +106,8 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
                 if (n == 0 && k > 0 && lane < CLUSTER) mbarrier_arrive_at(a_empty + read_a * 8);
                 // The last two steps' activations give their place to sums before it is given back.
                 if ((n ? k + 1 < stages : k > 0) && lane == CLUSTER) mbarrier_arrive(b.x_empty + read * 8);
-                before = read, read = turn.number;
+                read = turn.number;
+                if (IN_TURNS) bring(n);
                 turn.advance();
             }
             read_a = turn_a.number;
@@ -108,13 +115,14 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
         }
         wgmma_wait<0>();
         if (lane < CLUSTER) mbarrier_arrive_at(a_empty + read_a * 8);
-        const Landing<AREAS_AT / (CONSUMERS * PART_BYTES)> landing(operands, b.landed);
+        const Landing<BARRIERS_AT / (CONSUMERS * PART_BYTES)> landing(operands, b.landed);
         const auto quiet = [&] {  // here and in those who share these weights: a block copies its strips to them
             for (int i = 0; i < A_SLOTS; i++) {
                 const u32 last = i < turn_a.number ? turn_a.parity : turn_a.parity ^ 1;
                 mbarrier_wait(b.a_empty + i * 8, last);
             }
         };
+        const u32 before = read ? read - 1 : X_SLOTS - 1;  // a tile has two steps at least
         const Staging staging{operands_x + before * X_TILE_BYTES, (read - before) * X_TILE_BYTES};
         unit = sums.hand_over(out, w.split, run, parts, landing, quiet, staging, unit, rank);
         if (lane == CLUSTER) mbarrier_arrive(b.x_empty + before * 8), mbarrier_arrive(b.x_empty + read * 8);
@@ -131,8 +139,7 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
                int rows, int tokens, int halves, int chunk,
                int exponent) {               // sums are multiplied by 2^exponent
     extern __shared__ __align__(1024) u8 unaligned[];
-    u8* shared = unaligned + (-shared_address(unaligned) & (STRIP_BYTES - 1));  // swizzle and patches go by addresses
-    const u32 operands = shared_address(shared);
+    const u32 operands = ceil_div(shared_address(unaligned), STRIP_BYTES) * STRIP_BYTES;  // swizzle and patches go by addresses
     const int warp = uniform(threadIdx.x / WARP);  // the compiler now knows that a warp has one trade
     const int rank = blockIdx.x % CLUSTER;
     const Barriers barriers(operands + BARRIERS_AT);
@@ -149,7 +156,7 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
         consume(w, out, x, parts, operands, barriers, rank, run, warp / 4);
     } else {
         if constexpr (DEALT) fewer_registers<DECODER_REGISTERS>();
-        decode_strip(w, shared + AREAS_AT, operands, barriers, warp - CONSUMERS, rank, run.begin, run.end);
+        decode_strip(w, operands, barriers, warp - CONSUMERS, rank, run.begin, run.end);
     }
     __syncwarp();
     cluster_sync();  // nobody leaves while others write to it

@@ -2,9 +2,8 @@
 //
 //   weights      A_SLOTS stages, two operand tiles of 64 columns each
 //   activations  X_SLOTS operand tiles of 64 columns
-//   records      of each decoder RECORDS areas, each with as much of a segment's record as registers hold
 //
-// The first two are rings with a barrier `full` and a barrier `empty` per slot. Weights come by stages, since with every
+// Both are rings with a barrier `full` and a barrier `empty` per slot. Weights come by stages, since with every
 // slot a decoder meets others, which takes it a good part of the time that decoding does.
 //
 // A cluster is CLUSTER blocks with the same rows and neighbouring tiles of tokens: they share weights. Each decodes
@@ -15,23 +14,25 @@
 #include "mbarrier.cuh"
 #include "tile_patches.cuh"
 
-constexpr int NOTE_AT = RECORD_BYTES, AREA_BYTES = NOTE_AT + 16;  // a note: the record's place
-constexpr int COPIED = (STRIPS - DECODERS) * STRIP_BYTES;  // of a stage of weights
-static_assert(DECODERS * CLUSTER == STRIPS, "a decoder per strip");
+constexpr bool DEALT = CONSUMER_REGISTERS > 0;  // consumers have more registers than decoders
+
+constexpr int OWN_STRIPS = STRIPS / CLUSTER, TURNS = DECODERS / OWN_STRIPS;  // decoders of a strip take turns by stages
+constexpr int COPIED = (STRIPS - OWN_STRIPS) * STRIP_BYTES;                  // of a stage of weights
+static_assert(DECODERS == TURNS * OWN_STRIPS && TURNS <= A_SLOTS);
 
 struct Barriers {
-    u32 a_full, a_empty, x_full, x_empty, records, landed;  // records: [DECODERS][RECORDS]; landed: [CONSUMERS]
+    u32 a_full, a_empty, x_full, x_empty, landed;  // landed: [CONSUMERS]
 
     __device__ __forceinline__ Barriers(u32 begin)
         : a_full(begin), a_empty(a_full + A_SLOTS * 8), x_full(a_empty + A_SLOTS * 8), x_empty(x_full + X_SLOTS * 8),
-          records(x_empty + X_SLOTS * 8), landed(records + DECODERS * RECORDS * 8) {}
+          landed(x_empty + X_SLOTS * 8) {}
     // Where lane `lane` of CLUSTER tells one block that its weights have been read.
     __device__ __forceinline__ u32 a_empty_of(int lane) const { return lane < CLUSTER ? address_of_rank(a_empty, lane) : 0; }
     __device__ __forceinline__ void init() const {
-        for (int i = 0; i < A_SLOTS; i++) mbarrier_init(a_full + i * 8, DECODERS);
+        for (int i = 0; i < A_SLOTS; i++) mbarrier_init(a_full + i * 8, OWN_STRIPS);
         for (int i = 0; i < A_SLOTS; i++) mbarrier_init(a_empty + i * 8, CONSUMERS * CLUSTER);
         for (int i = 0; i < X_SLOTS; i++) mbarrier_init(x_full + i * 8, 1), mbarrier_init(x_empty + i * 8, CONSUMERS);
-        for (int i = 0; i < DECODERS * RECORDS + CONSUMERS; i++) mbarrier_init(records + i * 8, 1);
+        for (int i = 0; i < CONSUMERS; i++) mbarrier_init(landed + i * 8, 1);
         mbarrier_init_done();
     }
 };

@@ -145,6 +145,12 @@ struct Statistics {
 #endif
 };
 
+// A record says nothing of rows.
+struct RowNotes {
+    template <typename>
+    __device__ __forceinline__ void read(const u8*, int) {}
+};
+
 struct Stage {
     Plane<LOW_BITS> low;
     Plane<HIGH_BITS> high;
@@ -153,6 +159,7 @@ struct Stage {
 
     static __device__ __forceinline__ constexpr int code_bit(int rho) { return BITS <= 4 ? rho * BITS : 0; }
 
+    __device__ __forceinline__ void begin_segment(const RowNotes&) {}
     __device__ __forceinline__ void begin_segment(const u8*, int) {}
     // `turned`: this lane calls the second half the first.
     __device__ __forceinline__ void open(const u8* stage, int lane, bool turned = false) {

@@ -7,6 +7,23 @@
 constexpr int RECORD_BYTES = RECORD_HEAD + KEPT * WARP * 4;
 static_assert(RECORD_BYTES % 16 == 0, "bulk copies are of 16 bytes and multiples");
 
+// That, of a lane.
+struct RecordWords {
+    u32 entries[KEPT];
+    int count;  // of all entries
+
+    // `bytes`: of the record, or of what is there of it.
+    template <typename From>
+    __device__ __forceinline__ void read(const u8* record, int bytes, int lane) {
+        count = From::template read<u16>(record + (TILE_ROWS - 1) * 2);
+#pragma unroll
+        for (int k = 0; k < KEPT; k++) {
+            const int at = RECORD_HEAD + (k * WARP + lane) * 4;
+            entries[k] = at < bytes ? From::template read<u32>(record + at) : 0;
+        }
+    }
+};
+
 // Exceptions of a segment in registers: KEPT per lane, each with its place in a stage's operand rows. Any more are read
 // from memory for every stage: right, but slow.
 struct Patches {
@@ -23,17 +40,22 @@ struct Patches {
         const u32 rows = row / 8 << 11 | row % 8 << 7;
         return (column / STAGE_COLS << STAGE_AT | column / HALF_COLS % 2 << TILE_AT | rows | column % HALF_COLS * 2) ^ row % 8 << 4;
     }
-    // `record` in shared memory holds the first KEPT * WARP entries of the one in `memory`.
-    __device__ __forceinline__ void load(const u8* record, const u8* memory, int lane) {
-        count = ((const u16*)record)[TILE_ROWS - 1];
+    // Of the record in `memory`.
+    __device__ __forceinline__ void take(const RecordWords& record, const u8* memory, int lane) {
+        count = record.count;
         more = (const u32*)(memory + RECORD_HEAD);
 #pragma unroll
         for (int k = 0; k < KEPT; k++) {
-            const int e = k * WARP + lane;
-            const u32 entry = ((const u32*)(record + RECORD_HEAD))[e];  // beyond the last one: anything
+            const u32 entry = record.entries[k];  // beyond the last one: anything
             values[k] = entry >> 16;
-            places[k] = e < count ? placed(entry) : NOWHERE;
+            places[k] = k * WARP + lane < count ? placed(entry) : NOWHERE;
         }
+    }
+    // `record` in shared memory holds the first RECORD_BYTES of the one in `memory`.
+    __device__ __forceinline__ void load(const u8* record, const u8* memory, int lane) {
+        RecordWords words;
+        words.read<Near>(record, RECORD_BYTES, lane);
+        take(words, memory, lane);
     }
     // Overwrite a stage's exceptions in its rows at `strip`, a multiple of STRIP_BYTES, or those of one of its tiles.
     __device__ __forceinline__ void apply(u32 strip, int stage, int lane) const { put<STAGE>(strip, stage << STAGE_AT, lane); }

@@ -29,6 +29,38 @@ struct Weights {
           segments(ceil_div(halves, SEGMENT_HALVES)), split(rows, tokens, halves, chunk) {}
 };
 
+// The way through a strip of every tile, stage by stage. It goes on behind the run's end, and stays in the matrix: in rows
+// beyond the last strip that is decoded again, and written nowhere.
+struct Walk {
+    int stage, token_tile, strip;  // stage: of the row
+
+    __device__ __forceinline__ Walk(const Weights& w, int begin, int strip) {
+        const int tile = begin / w.split.stages;
+        stage = begin % w.split.stages;
+        token_tile = tile % w.split.token_tiles;
+        this->strip = tile / w.split.token_tiles * STRIPS + strip;
+    }
+    // Returns whether it comes to another row.
+    __device__ __forceinline__ bool advance(const Weights& w, int stages) {
+        stage += stages;
+        const bool ends = stage >= w.split.stages;
+        while (stage >= w.split.stages) {
+            stage -= w.split.stages;
+            if (++token_tile == w.split.token_tiles) token_tile = 0, strip += STRIPS;
+        }
+        return ends;
+    }
+    __device__ __forceinline__ bool whole(const Weights& w) const { return 2 * stage + 1 < w.halves; }  // it has both halves
+    __device__ __forceinline__ int existing(const Weights& w) const { return min(strip, w.strips - 1); }
+    __device__ __forceinline__ const u8* stored(const Weights& w) const {
+        return w.stages + ((long long)existing(w) * w.halves + 2 * stage) * HALF_BYTES;
+    }
+    // Of the segment's record.
+    __device__ __forceinline__ const int* place(const Weights& w) const {
+        return w.places + (long long)existing(w) * w.segments + stage / SEGMENT_STAGES;
+    }
+};
+
 // The way through a block's run, segment by segment: as much of each as the run has.
 struct Cursor {
     int left, strip, token_tile, stage;  // left: stages of the run; stage: of the row

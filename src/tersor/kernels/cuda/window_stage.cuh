@@ -16,15 +16,29 @@ __device__ __forceinline__ constexpr int lane_column(int h, int t) { return 64 *
 __device__ __forceinline__ u16 unpatched(u32, bool) { return 0; }
 __device__ __forceinline__ void patch(u32 place, u32 entry, u16, bool here) { store_shared_if(here, place, entry >> 16); }
 
+// What a record says of a lane's rows, g and g + 8: their bases.
+struct RowNotes {
+    u8 low, high;
+
+    template <typename From>
+    __device__ __forceinline__ void read(const u8* record, int g) {
+        low = From::template read<u8>(record + BASES_AT + g), high = From::template read<u8>(record + BASES_AT + g + 8);
+    }
+};
+
 struct Stage {
     const u8* at;
     u32 low, high;  // from exponent 120 + code to base + code, both halves of a pair at once: rows g, g + 8
     int lane;
 
-    // For `half_bf16`: the rows' bases in this segment.
+    // For `half_bf16`.
+    __device__ __forceinline__ void begin_segment(const RowNotes& notes) {
+        low = notes.low * 0x00800080u - CODE_BASE, high = notes.high * 0x00800080u - CODE_BASE;
+    }
     __device__ __forceinline__ void begin_segment(const u8* record, int g) {
-        low = record[BASES_AT + g] * 0x00800080u - CODE_BASE;
-        high = record[BASES_AT + g + 8] * 0x00800080u - CODE_BASE;
+        RowNotes notes;
+        notes.read<Near>(record, g);
+        begin_segment(notes);
     }
     __device__ __forceinline__ void open(const u8* stage, int l, bool = false) { at = stage, lane = l; }
     __device__ __forceinline__ void half(u32 (&a)[STEPS][4], int h) const { decode_block(a, at + h * BLOCK_BYTES, lane); }

@@ -20,8 +20,6 @@ _SM_SHARED = 228 << 10  # bytes of its shared memory
 # What a block has of it beside its rings: the driver's, and what is laid out by the compiler.
 _BLOCK_SHARED = 2 << 10
 _BESIDE_SUMS = 26  # registers that a consuming thread needs at launch, or no instruction can be compiled
-_RECORDS = 2  # at hand, of each decoder that asks for its own
-_DEALT = (208, 88)  # registers of a consumer and of a decoder with wide tiles: nothing of the launch is left
 _FEEDERS = 2  # warps: one for weights, one for activations
 
 
@@ -185,26 +183,24 @@ class StripVariant(Build):
 class ClusterVariant(Build):
     """One build of `cluster_linear`: `tokens` of a tile, blocks in a cluster, depth of the rings.
 
-    `a_slots`: stages of weights; `x_slots`: operand tiles of 64 columns of activations.
+    `a_slots`: stages of weights; `x_slots`: operand tiles of 64 columns of activations. `turns`: decoders of a strip.
+    `registers`: of a consumer and of a decoder, where sums leave too little of an even share; else zeros.
     """
 
     tokens: int
     cluster: int
     a_slots: int
     x_slots: int
+    turns: int = 1
+    registers: tuple[int, int] = (0, 0)
     kept: int = 4
     groups: int = field(default=2, init=False, repr=False)
     blocks_per_sm: int = field(default=1, init=False, repr=False)
 
     @property
-    def registers(self) -> tuple[int, int]:
-        """Of a consumer and of a decoder, where sums leave nothing of an even share; else zeros."""
-        return _DEALT if self.tokens > _AT_ONCE else (0, 0)
-
-    @property
     def decoders(self) -> int:
-        """Warps, one for each strip that is not decoded by another block."""
-        return _STRIPS // self.cluster
+        """Warps, `turns` for each strip that is not decoded by another block."""
+        return _STRIPS // self.cluster * self.turns
 
     @property
     def threads(self) -> int:
@@ -214,9 +210,7 @@ class ClusterVariant(Build):
     def shared(self, geometry: Geometry) -> int:
         """Bytes of dynamic shared memory of a block, laid out as in cluster_rings.cuh."""
         operands = (self.a_slots * 2 * TILE_ROWS + self.x_slots * self.tokens) * _HALF_BYTES
-        areas = self.decoders * _RECORDS
-        barriers = 8 * (2 * (self.a_slots + self.x_slots) + areas + self.consumers)
-        return _STRIP_ALIGN + operands + areas * _record_bytes(geometry, self.kept) + barriers
+        return _STRIP_ALIGN + operands + 8 * (2 * (self.a_slots + self.x_slots) + self.consumers)
 
     def keeping(self, kept: int) -> ClusterVariant:
         """The same, but for `kept`."""
@@ -228,7 +222,6 @@ class ClusterVariant(Build):
             ("DECODERS", self.decoders),
             ("A_SLOTS", self.a_slots),
             ("X_SLOTS", self.x_slots),
-            ("RECORDS", _RECORDS),
             ("KEPT", self.kept),
             ("CONSUMER_REGISTERS", self.registers[0]),
             ("DECODER_REGISTERS", self.registers[1]),
@@ -238,29 +231,34 @@ class ClusterVariant(Build):
         )
 
 
-# By tokens. The first that fits a layout is used, but for LARGE and LIGHT; the others are for bench/sweep_tile.py.
+# By tokens. The first that fits a layout is used, but for LARGE; the others are for bench/sweep_tile.py.
 VARIANTS: dict[int, tuple[Build, ...]] = {
     32: (Variant(32, 1, 16, 4, 2, 4), Variant(32, 1, 8, 2, 1, 2, 2), Variant(32, 1, 8, 4, 2, 4)),
     64: (Variant(64, 2, 16, 4, 2, 3), Variant(64, 2, 8, 3, 2, 4)),
     128: (Variant(128, 2, 8, 2, 2, 4), ClusterVariant(128, 1, 4, 4), Variant(128, 2, 8, 2, 2, 3)),
-    256: (StripVariant(256, 2, 4), ClusterVariant(128, 2, 4, 4)),
 }
 # Two blocks per multiprocessor wait less, but the units of a smaller matrix do not come out even on so many.
 LARGE = {32: VARIANTS[32][1]}
-# Where few bytes are decoded: then sharing the work is worth more than sparing registers.
-LIGHT = {256: VARIANTS[256][1]}
-_LONE = 256  # the size of which builds are used where clusters find no room
 _LARGE_FROM = 1 << 26  # weights
-_LIGHT_TO = 1536  # bytes of a stage
 # For more. Tiles of so many widths leave little empty whatever the number of tokens is; those of more than 256 tokens a
-# block are for a few more than 512, which would be two narrow ones; 368 tokens would spill. Rings are as deep as has
-# room.
-_SLOTS = {352: (2, 3), 336: (2, 3), 320: (3, 3), 304: (3, 3), 288: (3, 3), 272: (3, 3), 256: (3, 3)}
-_SLOTS |= {240: (3, 4), 224: (4, 3), 208: (4, 3), 192: (4, 3), 176: (4, 4), 160: (4, 4)}
-WIDE = tuple(ClusterVariant(tokens, 2, *slots) for tokens, slots in _SLOTS.items())
-# Cycles of a step of 64 columns there, measured on an H200: for decoding at least; else per token, and beside. So many
-# times more where tokens are two instructions', which read weights twice.
-_DECODED, _PER_TOKEN, _BESIDE, _TWICE = 1100, 4, 430, 1.2
+# block are for a few more than 512, which would be two narrow ones; 336 have no room for rings, and more would spill.
+# Rings are as deep as has room. Registers where an even share spills: what is dealt out is all that the launch has.
+WIDE = (
+    ClusterVariant(320, 2, 3, 3, registers=(192, 120)),
+    *(ClusterVariant(tokens, 2, 3, 3, registers=(184, 136)) for tokens in (304, 288, 272)),
+    ClusterVariant(256, 2, 3, 3),
+    *(ClusterVariant(tokens, 2, 3, 4) for tokens in (240, 224, 208)),
+    ClusterVariant(192, 2, 3, 5, turns=2, registers=(136, 120)),
+    ClusterVariant(176, 2, 3, 5, turns=2),
+    *(ClusterVariant(tokens, 2, 3, 6, turns=2) for tokens in (160, 144)),
+    *(ClusterVariant(tokens, 2, 4, 5, turns=2) for tokens in (128, 112, 96, 80)),
+)
+# A block for itself, whose warps decode what they multiply: for as many tokens as one such tile has, and where clusters
+# find no room.
+ALONE = StripVariant(256, 2, 4)
+_HEAVY_FROM = 1536  # bytes of a stage; where fewer are decoded, it is always better to share them
+# Nanoseconds of a step of 64 columns, measured on an H200: beside, and per token. In turns; by one instruction; by two.
+_IN_TURNS, _AT_A_TIME, _IN_TWO, _ALONE = (335, 1.72), (255, 2.3), (435, 1.85), (1010, 0.0)
 # A build is compiled when it is first used, which takes seconds: tiles are of whole 32 tokens unless others gain more.
 _USUAL, _SELDOM = 32, 1.02
 
@@ -277,25 +275,37 @@ def variant_for(tokens: int, geometry: Geometry, multiprocessors: int) -> Build:
         return fastest_first(tokens, geometry, multiprocessors)[0]
     if size in LARGE and geometry.rows * geometry.cols >= _LARGE_FROM:
         return LARGE[size]
-    if size in LIGHT and geometry.stage_bytes <= _LIGHT_TO:
-        return LIGHT[size]
     return fitting(size, geometry)[0]
 
 
-def fastest_first(tokens: int, geometry: Geometry, multiprocessors: int) -> list[ClusterVariant]:
+def fastest_first(tokens: int, geometry: Geometry, multiprocessors: int) -> list[Build]:
     """The builds for many tokens that fit a layout, in the order of what they would take."""
+    builds: list[Build] = [build for build in WIDE if build.fits(geometry)]
+    if tokens <= ALONE.tokens and geometry.stage_bytes >= _HEAVY_FROM and ALONE.fits(geometry):
+        builds.append(ALONE)
 
-    def cycles(build: ClusterVariant) -> float:
+    def time(build: Build) -> float:
         places = max(1, multiprocessors // build.cluster)
         split = choose(geometry.rows, tokens, -(-geometry.halves // 2), build.tokens, places, build.cluster)
-        step = max(_DECODED, _BESIDE + _PER_TOKEN * build.tokens) * (
-            _TWICE if build.tokens > _AT_ONCE else 1.0
-        )
-        return split.cost(tokens, build.tokens) * step * (_SELDOM if build.tokens % _USUAL else 1.0)
+        usual = build.tokens % _USUAL == 0
+        return split.cost(tokens, build.tokens) * _step(build) * (1.0 if usual else _SELDOM)
 
-    return sorted((build for build in WIDE if build.fits(geometry)), key=cycles)
+    return sorted(builds, key=time)
+
+
+def _step(build: Build) -> float:
+    """Nanoseconds of 64 columns, on one multiprocessor or a cluster's."""
+    if not isinstance(build, ClusterVariant):
+        beside, of_token = _ALONE
+    elif build.tokens > _AT_ONCE:
+        beside, of_token = _IN_TWO
+    else:
+        beside, of_token = _IN_TURNS if build.turns > 1 else _AT_A_TIME
+    return beside + of_token * build.tokens
 
 
 def alone(geometry: Geometry) -> Build:
     """The build for many tokens where clusters find no room."""
-    return next(build for build in fitting(_LONE, geometry) if build.cluster == 1)
+    if ALONE.fits(geometry):
+        return ALONE
+    return next(build for build in fitting(128, geometry) if build.cluster == 1)
