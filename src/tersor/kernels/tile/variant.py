@@ -241,9 +241,10 @@ VARIANTS: dict[int, tuple[Build, ...]] = {
 LARGE = {32: VARIANTS[32][1]}
 _LARGE_FROM = 1 << 26  # weights
 # For more. Tiles of so many widths leave little empty whatever the number of tokens is; those of more than 256 tokens a
-# block are for a few more than 512, which would be two narrow ones; 336 have no room for rings, and more would spill.
-# Rings are as deep as has room. Registers where an even share spills: what is dealt out is all that the launch has.
+# block are for a few more than 512, which would be two narrow ones; more than 336 would spill. Rings are as deep as has
+# room. Registers where an even share spills: what is dealt out is all that the launch has.
 WIDE = (
+    ClusterVariant(336, 2, 2, 3, registers=(200, 104)),
     ClusterVariant(320, 2, 3, 3, registers=(192, 120)),
     *(ClusterVariant(tokens, 2, 3, 3, registers=(184, 136)) for tokens in (304, 288, 272)),
     ClusterVariant(256, 2, 3, 3),
@@ -258,7 +259,8 @@ WIDE = (
 ALONE = StripVariant(256, 2, 4)
 _HEAVY_FROM = 1536  # bytes of a stage; where fewer are decoded, it is always better to share them
 # Nanoseconds of a step of 64 columns, measured on an H200: beside, and per token. In turns; by one instruction; by two.
-_IN_TURNS, _AT_A_TIME, _IN_TWO, _ALONE = (335, 1.72), (255, 2.3), (435, 1.85), (1010, 0.0)
+# With two stages of weights, and alone, only one width is used.
+_IN_TURNS, _AT_A_TIME, _IN_TWO, _SHALLOW, _ALONE = (335, 1.72), (255, 2.3), (435, 1.85), (1200, 0.0), (985, 0.0)
 # A build is compiled when it is first used, which takes seconds: tiles are of whole 32 tokens unless others gain more.
 _USUAL, _SELDOM = 32, 1.02
 
@@ -298,7 +300,7 @@ def _step(build: Build) -> float:
     if not isinstance(build, ClusterVariant):
         beside, of_token = _ALONE
     elif build.tokens > _AT_ONCE:
-        beside, of_token = _IN_TWO
+        beside, of_token = _IN_TWO if build.a_slots > 2 else _SHALLOW
     else:
         beside, of_token = _IN_TURNS if build.turns > 1 else _AT_A_TIME
     return beside + of_token * build.tokens
