@@ -62,7 +62,7 @@ with_tile = tile.supported(w.device) and "--without-tile" not in sys.argv
 if with_tile:
     tile_builds = [build for size in VARIANTS for build in fitting(size, packed.geometry)]
     # Of two instructions, of one; with decoders in turns, and registers dealt out then.
-    tile_builds += [ALONE, WIDE[0], *(b for b in WIDE if b.tokens in (256, 192, 80))]
+    tile_builds += [ALONE, WIDE[0], *(b for b in WIDE if b.tokens in (272, 256, 192, 80))]
     for build in tile_builds:
         x = torch.randn(build.tokens * build.cluster + 3, 1600, device="cuda", dtype=torch.bfloat16)
         y = tile.tile_linear(x, packed, None, build)
@@ -78,6 +78,12 @@ for kind in (bench_spqr.FOUR_BITS, bench_spqr.THREE_BITS, replace(bench_spqr.FOU
         exact = x.double() @ own.weight.double().T
         torch.testing.assert_close(y.double(), exact, rtol=0.02, atol=1e-2 * float(y.abs().max()))
 if with_tile:
+    own = bench_spqr.sample(130, 1600, bench_spqr.FOUR_BITS)
+    for build in (b for b in WIDE if b.tokens in (320, 272, 256, 192, 80)):
+        x = torch.randn(build.tokens * build.cluster + 3, 1600, device="cuda", dtype=torch.bfloat16)
+        y = tile.tile_linear(x, own.matrix, None, build)
+        exact = x.double() @ own.weight.double().T
+        torch.testing.assert_close(y.double(), exact, rtol=0.02, atol=1e-2 * float(y.abs().max()))
     # Of the second, eight rounds where a round has one strip.
     for height, width in ((130, 1600), (1800, 8192)):
         own = bench_spqr.sample(height, width, bench_spqr.FOUR_BITS)

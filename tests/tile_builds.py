@@ -21,7 +21,11 @@ def _rings(build: Build) -> tuple[object, ...]:
 
 # One of those that differ by their width alone; one of those that bring activations the same way.
 DISTINCT = list({_rings(build): build for build in reversed(BUILDS)}.values())
-FEW = list({(type(b), b.groups, b.cluster, b.tokens // b.copy_tokens): b for b in DISTINCT}.values())
+FEW = list(
+    {(type(b), b.cluster, b.tokens // b.copy_tokens, getattr(b, "turns", 1)): b for b in DISTINCT}.values()
+)
+# Every way in which hundreds of tokens are multiplied: by layouts, widths and kinds of exceptions one each.
+MANY = [ALONE, *(b for b in WIDE if b.tokens in (80, 192, 240, 272, 304, 336))]
 _PIECE = 8  # rows of y are allocated in whole pieces
 
 

@@ -141,13 +141,14 @@ class Activations:
         self.full = [Barrier(1) for _ in range(slots)]
         self.empty = [Barrier(2 * self.WARPS) for _ in range(slots)]
         self.held = [-1] * slots
-        self.busy = [0] * slots  # readers, and warps whose sums are there
+        self.readers = [0] * slots
+        self.sums = [0] * slots  # warps whose sums are there
         self.back = 0  # warps that have come to the end of a tile, of all
         self.copies: list[Callable[[], None]] = []
 
     def arrive(self, step: int) -> None:
         slot = step % self.slots
-        assert not self.busy[slot], "written while it is read"
+        assert not self.readers[slot] and not self.sums[slot], "written while it is read"
         self.held[slot] = step
         self.full[slot].copied(BYTES)
 
@@ -164,31 +165,38 @@ class Activations:
         if brings and group == 0:
             for step in range(self.ahead):
                 yield from self.ask(step)
+        asked = self.ahead + group  # what it asks for next
         step = 0
         for number, stages in enumerate(self.tiles):
             for k in range(stages):
                 for n in range(2):
                     if brings and not self.in_turns:
-                        yield from self.ask(step + self.ahead)
+                        yield from self.ask(asked)
+                        asked += 1
                     slot = step % self.slots
                     yield partial(self.full[slot].ended, step // self.slots % 2)
                     assert self.held[slot] == step
-                    self.busy[slot] += 1  # to the end of the next step, or of the tile
+                    self.readers[slot] += 1  # to the end of the next step, or of the tile
                     yield lambda: True
                     if k or n:
-                        self.busy[(step - 1) % self.slots] -= 1
+                        self.readers[(step - 1) % self.slots] -= 1
                     if (k + 1 < stages) if n else k > 0:
                         self.empty[(step - 1) % self.slots].arrive()
                     if brings and self.in_turns and n == group:
-                        yield from self.ask(step + self.ahead)
+                        yield from self.ask(asked)
+                        asked += 2
                     step += 1
             last = [(step - 2) % self.slots, (step - 1) % self.slots]
+            self.readers[last[1]] -= 1
             self.back += 1
             yield lambda all_back=(number + 1) * 2 * self.WARPS: self.back >= all_back
-            yield lambda: True  # sums are stored
-            self.busy[last[1]] -= 1
+            assert not any(self.readers[slot] for slot in last), "sums come where activations are read"
             for slot in last:
                 assert self.held[slot] in (step - 2, step - 1), "sums are where activations came"
+                self.sums[slot] += 1
+            yield lambda: True  # they are stored
+            for slot in last:
+                self.sums[slot] -= 1
                 self.empty[slot].arrive()
 
     def run(self) -> None:

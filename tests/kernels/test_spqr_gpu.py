@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -26,6 +27,9 @@ from tersor.kernels.fused.device import Matrix
 from tersor.kernels.fused.variant import Variant
 from tersor.kernels.spqr import device, ops, reference  # noqa: F401  (defines the operators)
 from tersor.kernels.spqr.layout import Geometry
+from tersor.kernels.tile import device as tile
+from tersor.kernels.tile.variant import Build
+from tile_builds import MANY, name_of
 
 pytestmark = pytest.mark.gpu
 
@@ -153,10 +157,38 @@ def test_every_width_multiplies(kind: str, width: int) -> None:
 @pytest.mark.parametrize("width", range(2, 9))
 @pytest.mark.parametrize("kind", MAIN)
 def test_every_width_multiplies_for_hundreds_of_tokens(kind: str, width: int) -> None:
-    """Of two kinds only: a kernel is compiled for each. Stages come past shared memory here."""
+    """Of two kinds only: a kernel is compiled for each."""
     own = case(70, 1100, kind, width)
     for tokens in (200, 300):
         assert_as_good_as_cublas(own, torch.randn(tokens, 1100, device="cuda", dtype=torch.bfloat16))
+
+
+@pytest.fixture
+def chosen(build: Build, monkeypatch: pytest.MonkeyPatch) -> Iterator[Build]:
+    """That build for every number of tokens that has a choice."""
+    if not tile.supported(torch.device("cuda")):
+        pytest.skip("needs sm_90")
+    monkeypatch.setattr(tile, "variant_for", lambda *_: build)
+    tile.planned.cache_clear()
+    yield build
+    tile.planned.cache_clear()
+
+
+@pytest.mark.parametrize("build", MANY, ids=name_of)
+@pytest.mark.parametrize("width", [3, 4, 8])
+@pytest.mark.parametrize("kind", MAIN)
+def test_every_way_to_multiply_hundreds_of_tokens(kind: str, width: int, chosen: Build) -> None:
+    own, tile_tokens = case(130, 1100, kind, width), chosen.tokens * chosen.cluster
+    for tokens in (tile_tokens - 3, tile_tokens + 1):
+        assert_as_good_as_cublas(own, torch.randn(tokens, 1100, device="cuda", dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("build", MANY, ids=name_of)
+@pytest.mark.parametrize("outliers", ["none", "many", "more than a slot", "row"])
+def test_hundreds_of_tokens_with_any_number_of_outliers(outliers: str, chosen: Build) -> None:
+    own = case(130, 4104, "g32 two levels", 4, outliers)
+    tokens = chosen.tokens * chosen.cluster + 1
+    assert_as_good_as_cublas(own, torch.randn(tokens, 4104, device="cuda", dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("outliers", ["none", "many", "more than a slot", "row"])

@@ -19,7 +19,6 @@ from tersor.kernels.tile.variant import (
     ClusterVariant,
     StripVariant,
     Variant,
-    alone,
     fitting,
     variant_for,
 )
@@ -45,7 +44,7 @@ def test_a_ring_is_quiet_when_its_last_uses_have_ended(steps: int, slots: int) -
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=["fast", "spqr-4", "spqr-3"])
 @pytest.mark.parametrize("size", [*VARIANTS, None])
 def test_builds_fit(size: int | None, geometry: Window | Spqr) -> None:
-    builds = fitting(size, geometry) if size else [b for b in (*WIDE, ALONE) if b in WIDE or b.fits(geometry)]
+    builds = fitting(size, geometry) if size else (*WIDE, ALONE)
     assert builds
     for build in builds:
         shared = build.shared(geometry)
@@ -61,10 +60,31 @@ def test_builds_fit(size: int | None, geometry: Window | Spqr) -> None:
         assert build.instruction_tokens % 8 == build.copy_tokens % 8 == 0
 
 
+@pytest.mark.parametrize("kind", [(16, 1), (16, 2), (32, 1), (32, 2), (128, 1)], ids=str)
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_hundreds_of_tokens_have_a_build_in_every_layout(bits: int, kind: tuple[int, int]) -> None:
+    matrix = Spqr(4096, 4096, bits, *kind)
+    assert all(build.fits(matrix) for build in (*WIDE, ALONE))
+    for tokens in (129, 200, 256, 257, 513, 4096):
+        assert variant_for(tokens, matrix, 132).cluster == 2 or matrix.stage_bytes >= 1536
+        assert variant_for(tokens, matrix, 1).cluster in (1, 2)
+
+
+def test_a_large_matrix_is_multiplied_by_blocks_alone_where_that_is_faster() -> None:
+    """As measured: around 256 tokens, of layouts with many bytes to decode."""
+    few, many, light = Window(4096, 4096), Window(28672, 4096), Spqr(28672, 4096, 4, 32, 2)
+    chosen = {m: [variant_for(m, g, 132) for g in (few, many, light)] for m in (130, 192, 256, 257)}
+    assert [[b.tokens if b.cluster == 2 else "alone" for b in builds] for builds in chosen.values()] == [
+        [80, 80, 80],
+        [96, 96, 96],
+        [128, "alone", 128],
+        [144, 144, 144],
+    ]
+
+
 def test_every_build_is_for_some_layout() -> None:
     found = {b for size in VARIANTS for geometry in GEOMETRIES for b in fitting(size, geometry)}
     assert found | {*WIDE, ALONE} == set(BUILDS)
-    assert any(ALONE.fits(geometry) for geometry in GEOMETRIES)
 
 
 def test_where_clusters_find_no_room_blocks_multiply_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +94,7 @@ def test_where_clusters_find_no_room_blocks_multiply_for_themselves(monkeypatch:
     try:
         gpu, matrix = torch.device("cuda", 0), Window(4099, 4096)
         plan = device.planned(matrix, 400, 4, None, gpu)
-        assert plan.variant == alone(matrix)
+        assert plan.variant == ALONE
         assert plan.launch.blocks[0] == plan.split.clusters
         with pytest.raises(KernelError, match="no room"):
             device.planned(matrix, 400, 4, WIDE[0], gpu)
@@ -214,7 +234,9 @@ def test_weights_and_activations_meet_in_the_same_places(layout: int) -> None:
             placed = (column // 128 << 12 | column // 64 % 2 << 10 | rows | column % 64 * 2) ^ row_ % 8 << 4
             assert placed >> 12 == column // 128
             assert stored[placed & 4095] == 1000 * row_ + column % 128
-    for lane in range(32):  # Fragments (wgmma.cuh): four matrices of 8 x 8, lower rows first, then columns further on
+    for lane in range(
+        32
+    ):  # Fragments (wgmma.cuh): four matrices of 8 x 8, lower rows first, then columns further on
         row_, lower, right = lane % 8, lane // 8 % 2, lane // 16
         at = lower * 2048 + row_ * 128 + ((right ^ row_) << 4)
         for tile in range(2):

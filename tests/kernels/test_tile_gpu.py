@@ -13,7 +13,7 @@ from tersor.kernels.tile import device as tile
 from tersor.kernels.tile.split import Split
 from tersor.kernels.tile.variant import Build
 from tersor.kernels.window import device as window
-from tile_builds import BUILDS, DISTINCT, FEW, name_of, poisoned
+from tile_builds import BUILDS, DISTINCT, FEW, MANY, name_of, poisoned
 
 pytestmark = [
     pytest.mark.gpu,
@@ -98,6 +98,13 @@ def test_hostile_weights(shape: tuple[int, int], tokens: int) -> None:
     for weight in hostile(*shape).values():
         x = torch.randn(tokens, shape[1], device="cuda", dtype=torch.bfloat16)
         check(poisoned(x, window.pack(weight), None), x, weight)
+
+
+@pytest.mark.parametrize("build", MANY, ids=name_of)
+def test_hostile_weights_in_every_way(build: Build) -> None:
+    for weight in hostile(130, 4104).values():
+        x = torch.randn(build.tokens * build.cluster + 1, 4104, device="cuda", dtype=torch.bfloat16)
+        check(poisoned(x, window.pack(weight), build), x, weight)
 
 
 @pytest.mark.parametrize("build", BUILDS, ids=name_of)

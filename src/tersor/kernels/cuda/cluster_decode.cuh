@@ -34,9 +34,8 @@ struct RecordFeed {
 private:
     __device__ __forceinline__ void look(const Weights& w) {
         const int* entry = at.place(w);
-        const int left = min(SEGMENT_STAGES - at.stage % SEGMENT_STAGES, w.split.stages - at.stage);
         next = make_int2(__ldg(entry), __ldg(entry + 1));
-        at.advance(w, ceil_div(left, TURNS) * TURNS);
+        at.advance(w, ceil_div(at.of_segment(w), TURNS) * TURNS);
     }
 };
 
@@ -65,7 +64,7 @@ __device__ __forceinline__ void decode_strip(const Weights& w, u32 operands, con
     for (int left = end - begin - turn; left > 0; left -= TURNS) {
         const bool begins = of_segment <= 0;
         if (begins) {
-            of_segment = min(SEGMENT_STAGES - walk.stage % SEGMENT_STAGES, w.split.stages - walk.stage);
+            of_segment = walk.of_segment(w);
             patches.take(records.words, records.record, lane);
             stage.begin_segment(records.notes);
         }

@@ -1,8 +1,9 @@
 // y = x W^T (+ bias) for about a hundred tokens and more on Hopper: clusters of blocks share what they decode.
 //
 // As tile_linear.cu, with the tensor cores as the scarce thing. An instruction multiplies all tokens of a tile or, beyond
-// the 256 that it may have, half of them (with FRAGMENTS from registers, where weights are read to once), so that operands are
-// read from shared memory as seldom as can be; with 256 that takes so many registers that there are twelve warps at most:
+// the 256 that it may have, half of them, so that operands are read from shared memory as seldom as can be (with FRAGMENTS
+// weights are read once for both halves, to registers); with 256 that takes so many registers that there are twelve warps
+// at most:
 //
 //   CONSUMERS   two warpgroups: wgmma on 64 rows x TOKENS tokens each, sums in registers
 //   DECODERS    a warp for each strip of 16 rows that no other block decodes, or two that take turns (cluster_decode.cuh)
@@ -16,6 +17,7 @@
 #include "tile_sums.cuh"
 
 constexpr int THREADS = (CONSUMERS + DECODERS) * WARP;
+constexpr bool DEALT = CONSUMER_REGISTERS > 0;  // consumers have more registers than decoders
 static_assert(!DEALT || DECODERS % 4 == 0, "registers are given out to warpgroups");
 // Tiles of few tokens are multiplied in less time than it takes a lane to ask for activations. So there the warpgroups ask
 // in turns, and when they have issued a step rather than before it.
@@ -25,8 +27,8 @@ constexpr int AHEAD = X_SLOTS - 2;  // steps from asking for activations to thei
 static_assert(AHEAD >= 1, "who asks for a slot has given it back before");
 constexpr int X_AT = A_SLOTS * A_BYTES, BARRIERS_AT = X_AT + X_SLOTS * X_TILE_BYTES;
 
-// Activations, AHEAD steps before they are multiplied. A lane of the consumers asks for them: it alone has no other work, and
-// has itself read the slot that it fills again. It takes some hundred cycles, more if this were not in registers.
+// Activations, AHEAD steps before they are multiplied. A lane of a consuming warp asks for them: it has itself read the slot
+// that it fills again, and there is nobody else. It takes some hundred cycles, and twice that if this is not in registers.
 struct ActivationFeed {
     int left, col;  // steps of the run; of the row, columns
     int token;      // the first of this block's tile
@@ -51,7 +53,7 @@ struct ActivationFeed {
         left -= steps;
         turn.advance(steps);
         col += steps * HALF_COLS;
-        while (col >= split.stages * STAGE_COLS) {
+        if (col >= split.stages * STAGE_COLS) {  // a row has two steps at least
             col -= split.stages * STAGE_COLS, token += CLUSTER * TOKENS;
             if (token >= split.token_tiles * CLUSTER * TOKENS) token -= split.token_tiles * CLUSTER * TOKENS;
         }
@@ -103,8 +105,10 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
 #pragma unroll
                     for (int pair = 0; pair < 2; pair++) {
                         u32(&a)[2][4] = weights[pair];  // of the pair before this one's, whose product is done
+#pragma unroll
                         for (int i = 0; i < 2; i++) fragments.read(a[i], a_at, 2 * pair + i);
                         wgmma_begin();
+#pragma unroll
                         for (int i = 0; i < 2; i++) sums.add(a[i], x_at + (2 * pair + i) * DESCRIPTOR_STEP);
                         wgmma_commit();
                         wgmma_wait<1>();

@@ -14,8 +14,6 @@
 #include "mbarrier.cuh"
 #include "tile_patches.cuh"
 
-constexpr bool DEALT = CONSUMER_REGISTERS > 0;  // consumers have more registers than decoders
-
 constexpr int OWN_STRIPS = STRIPS / CLUSTER, TURNS = DECODERS / OWN_STRIPS;  // decoders of a strip take turns by stages
 constexpr int COPIED = (STRIPS - OWN_STRIPS) * STRIP_BYTES;                  // of a stage of weights
 static_assert(DECODERS == TURNS * OWN_STRIPS && TURNS <= A_SLOTS);

@@ -50,6 +50,10 @@ struct Walk {
         }
         return ends;
     }
+    // From here on, in this segment.
+    __device__ __forceinline__ int of_segment(const Weights& w) const {
+        return min(SEGMENT_STAGES - stage % SEGMENT_STAGES, w.split.stages - stage);
+    }
     __device__ __forceinline__ bool whole(const Weights& w) const { return 2 * stage + 1 < w.halves; }  // it has both halves
     __device__ __forceinline__ int existing(const Weights& w) const { return min(strip, w.strips - 1); }
     __device__ __forceinline__ const u8* stored(const Weights& w) const {

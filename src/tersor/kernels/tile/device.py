@@ -19,7 +19,7 @@ from tersor.kernels.fused.layout import EXCEPTION_BYTES, Geometry
 from tersor.kernels.launcher import Kernel, Launch, architecture, multiprocessors, tensor_map
 from tersor.kernels.tile.flags import flags
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
-from tersor.kernels.tile.variant import Build, alone, variant_for
+from tersor.kernels.tile.variant import ALONE, Build, variant_for
 
 _HALF_COLS = 64
 _PIECE = 8  # elements of 16 bytes, at whose multiples rows begin for a tensor map
@@ -58,7 +58,7 @@ def planned(geometry: Geometry, tokens: int, kept: int, wanted: Build | None, de
     if blocks > 1:
         places = _clusters(product.program, Launch((blocks, 1), variant.threads, shared), device)
         if not places and wanted is None:  # part of a GPU
-            return planned(geometry, tokens, kept, alone(geometry), device)
+            return planned(geometry, tokens, kept, ALONE, device)
         if not places:
             raise KernelError(f"{device} has no room for {variant}; leave the choice of a build to tersor")
     split = choose(geometry.rows, tokens, -(-geometry.halves // 2), variant.tokens, places, variant.cluster)

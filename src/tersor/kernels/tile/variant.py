@@ -244,8 +244,8 @@ VARIANTS: dict[int, tuple[Build, ...]] = {
 LARGE = {32: VARIANTS[32][1]}
 _LARGE_FROM = 1 << 26  # weights
 # For more. Tiles of so many widths leave little empty whatever the number of tokens is; those of more than 256 tokens a
-# block are for a few more than 512, which would be two narrow ones; more than 336 would spill. Rings are as deep as has
-# room. Registers where an even share spills: what is dealt out is all that the launch has.
+# block are for a few more than 512, which would be two narrow ones; more than 336 would spill. Rings are as deep as
+# helps and has room. Registers where an even share spills: what is dealt out is all that the launch has.
 WIDE = (
     ClusterVariant(336, 2, 2, 3, registers=(200, 104)),
     ClusterVariant(320, 2, 3, 3, registers=(192, 120)),
@@ -264,7 +264,13 @@ ALONE = StripVariant(256, 2, 4)
 _HEAVY_FROM = 1536  # bytes of a stage; where fewer are decoded, it is always better to share them
 # Nanoseconds of a step of 64 columns, measured on an H200: beside, and per token. In turns; by one instruction; by two.
 # With two stages of weights, and alone, only one width is used.
-_IN_TURNS, _AT_A_TIME, _IN_TWO, _SHALLOW, _ALONE = (335, 1.72), (255, 2.3), (435, 1.85), (1200, 0.0), (985, 0.0)
+_IN_TURNS, _AT_A_TIME, _IN_TWO, _SHALLOW, _ALONE = (
+    (335, 1.72),
+    (255, 2.3),
+    (435, 1.85),
+    (1200, 0.0),
+    (985, 0.0),
+)
 # A build is compiled when it is first used, which takes seconds: tiles are of whole 32 tokens unless others gain more.
 _USUAL, _SELDOM = 32, 1.02
 
@@ -287,7 +293,7 @@ def variant_for(tokens: int, geometry: Geometry, multiprocessors: int) -> Build:
 def fastest_first(tokens: int, geometry: Geometry, multiprocessors: int) -> list[Build]:
     """The builds for many tokens that fit a layout, in the order of what they would take."""
     builds: list[Build] = [build for build in WIDE if build.fits(geometry)]
-    if tokens <= ALONE.tokens and geometry.stage_bytes >= _HEAVY_FROM and ALONE.fits(geometry):
+    if tokens <= ALONE.tokens and geometry.stage_bytes >= _HEAVY_FROM:
         builds.append(ALONE)
 
     def time(build: Build) -> float:
@@ -308,10 +314,3 @@ def _step(build: Build) -> float:
     else:
         beside, of_token = _IN_TURNS if build.turns > 1 else _AT_A_TIME
     return beside + of_token * build.tokens
-
-
-def alone(geometry: Geometry) -> Build:
-    """The build for many tokens where clusters find no room."""
-    if ALONE.fits(geometry):
-        return ALONE
-    return next(build for build in fitting(128, geometry) if build.cluster == 1)
