@@ -64,7 +64,7 @@ def test_builds_fit(size: int | None, geometry: Window | Spqr) -> None:
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_hundreds_of_tokens_have_a_build_in_every_layout(bits: int, kind: tuple[int, int]) -> None:
     matrix = Spqr(4096, 4096, bits, *kind)
-    assert all(build.fits(matrix) for build in (*WIDE, ALONE))
+    assert [b.tokens for b in (*WIDE, ALONE) if not b.fits(matrix)] == [192] * (bits > 6)
     for tokens in (129, 200, 256, 257, 513, 4096):
         assert variant_for(tokens, matrix, 132).cluster == 2 or matrix.stage_bytes >= 1536
         assert variant_for(tokens, matrix, 1).cluster in (1, 2)

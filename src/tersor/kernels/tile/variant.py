@@ -20,6 +20,7 @@ _SM_SHARED = 228 << 10  # bytes of its shared memory
 # What a block has of it beside its rings: the driver's, and what is laid out by the compiler.
 _BLOCK_SHARED = 2 << 10
 _BESIDE_SUMS = 26  # registers that a consuming thread needs at launch, or no instruction can be compiled
+_FEW_BITS = 6  # of codes that do not spill where decoders are many and sums as well
 _FEEDERS = 2  # warps: one for weights, one for activations
 
 
@@ -213,6 +214,11 @@ class ClusterVariant(Build):
         """Bytes of dynamic shared memory of a block, laid out as in cluster_rings.cuh."""
         operands = (self.a_slots * 2 * TILE_ROWS + self.x_slots * self.tokens) * _HALF_BYTES
         return _STRIP_ALIGN + operands + 8 * (2 * (self.a_slots + self.x_slots) + self.consumers)
+
+    def fits(self, geometry: Geometry) -> bool:
+        """Whether there is room, in shared memory, and in a decoder's registers for codes of so many bits."""
+        crowded = self.turns > 1 and self.registers[1] > 0
+        return super().fits(geometry) and not (crowded and dict(geometry.macros).get("BITS", 0) > _FEW_BITS)
 
     def keeping(self, kept: int) -> ClusterVariant:
         """The same, but for `kept`."""
