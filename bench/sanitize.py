@@ -91,8 +91,9 @@ if with_tile:
             alone = Variant(16, consumers, 4, blocks, 1)
             clustered = alone.in_cluster(own.matrix.geometry, shared_limit(w.device))
             assert clustered != alone
+            builds = dict.fromkeys((alone, alone.in_warpgroups(), clustered.in_warpgroups()))
             for tokens in (9, 16):
                 x = torch.randn(tokens, width, device="cuda", dtype=torch.bfloat16)
                 y = spqr.linear(x, own.matrix, None, clustered)
-                assert torch.equal(y, spqr.linear(x, own.matrix, None, alone))
+                assert all(torch.equal(y, spqr.linear(x, own.matrix, None, build)) for build in builds)
 print("done")

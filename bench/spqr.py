@@ -28,7 +28,7 @@ from tersor.kernels.bench_spqr import FOUR_BITS, KINDS, THREE_BITS, Kind, Produc
 from tersor.kernels.compiler import Program, machine_code
 from tersor.kernels.fused.device import chosen, clustered
 from tersor.kernels.fused.variant import Variant
-from tersor.kernels.launcher import architecture, shared_limit
+from tersor.kernels.launcher import architecture, has_warpgroups, shared_limit
 from tersor.kernels.spqr import device
 from tersor.kernels.spqr.layout import Geometry, geometry_of
 from tersor.kernels.spqr.linear import variant_for
@@ -160,8 +160,10 @@ def _fits(variant: Variant, geometries: Sequence[Geometry | None], limit: int) -
 
 
 def _ways(builds: Sequence[Variant], geometry: Geometry, gpu: torch.device) -> Iterator[Variant]:
-    """The builds, and with the blocks of a quad in a cluster those that can have them."""
-    return chain.from_iterable(dict.fromkeys((v, clustered(v, geometry, gpu))) for v in builds)
+    """The builds, with warpgroups and with the blocks of a quad in a cluster those that can have them."""
+    wide = [v.in_warpgroups() for v in builds if has_warpgroups(gpu)]
+    every = dict.fromkeys((*builds, *wide))
+    return chain.from_iterable(dict.fromkeys((v, clustered(v, geometry, gpu))) for v in every)
 
 
 def _is(result: dict[str, Any], kind: Kind, shape: tuple[int, int], tokens: int) -> bool:

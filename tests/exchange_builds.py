@@ -5,9 +5,11 @@ from __future__ import annotations
 from tersor.kernels.fused.variant import Variant
 
 TWO = Variant(16, 8, 4, 2, 1)  # blocks to a multiprocessor: what is launched
+WIDE = TWO.in_warpgroups()  # and on Hopper
 ONE_STRIP = Variant(16, 2, 4, 1, 1)  # to a round: many rounds of few rows
 BUILDS = [
     TWO,
+    WIDE,
     ONE_STRIP,
     Variant(16, 6, 2, 2, 1),
     Variant(16, 16, 4, 1, 1, buffers=1, slot_bytes=768),

@@ -252,8 +252,9 @@ def test_a_gpu_that_holds_fewer_clusters_than_blocks_combines(
         (12000, 5, False),
     ],  # 4 rounds each, 8 each; 6 where single blocks have 4
 )
+@pytest.mark.parametrize("warpgroups", [False, True])
 def test_quads_that_are_not_whole_are_clusters_where_that_takes_no_round_more(
-    rows: int, spans: int, clustered: bool, monkeypatch: pytest.MonkeyPatch
+    rows: int, spans: int, clustered: bool, warpgroups: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     geometry = replace(of_spans(spans), rows=rows)
 
@@ -262,15 +263,18 @@ def test_quads_that_are_not_whole_are_clusters_where_that_takes_no_round_more(
 
     monkeypatch.setattr(fused, "planned", planned)
     monkeypatch.setattr(fused, "has_clusters", lambda _: True)
+    monkeypatch.setattr(fused, "has_warpgroups", lambda _: warpgroups)
     monkeypatch.setattr(fused, "multiprocessors", lambda _: H200[0])
     monkeypatch.setattr(fused, "shared_limit", lambda _: H200[1])
     plan = fused._planned.__wrapped__(variant_for, None, 16, geometry, torch.device("cuda", 0))
     assert (plan.variant.cluster, plan.partial) == ((4, -(-spans // 4)) if clustered else (1, spans))
+    assert plan.variant.warpgroups == warpgroups
 
 
 @pytest.mark.parametrize("clusters", [False, True])
 def test_builds_are_in_clusters_where_there_are_any(clusters: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "has_clusters", lambda _: clusters)
+    monkeypatch.setattr(fused, "has_warpgroups", lambda _: False)
     monkeypatch.setattr(fused, "multiprocessors", lambda _: H200[0])
     monkeypatch.setattr(fused, "shared_limit", lambda _: H200[1])
     for spans in (1, 4, 14):
@@ -286,4 +290,6 @@ def test_what_is_tested_on_a_gpu_compiles(build: Variant) -> None:
     except RuntimeError:
         pytest.skip("NVRTC is not installed")
     for way in (build, build.in_cluster(of_spans(4), H200[1])):
-        assert compile_program(way.program(of_spans(4)), "sm_90").resources.spills == 0
+        compiled = compile_program(way.program(of_spans(4)), "sm_90")
+        assert compiled.resources.spills == 0
+        assert "serialized" not in compiled.log

@@ -14,7 +14,7 @@ from tersor.kernels import bench_spqr
 from tersor.kernels.bench_spqr import FOUR_BITS, THREE_BITS, Kind, Sample
 from tersor.kernels.fused import device as fused
 from tersor.kernels.fused.variant import Variant
-from tersor.kernels.launcher import has_clusters, shared_limit
+from tersor.kernels.launcher import has_clusters, has_warpgroups, shared_limit
 from tersor.kernels.spqr import device
 from tersor.kernels.spqr.linear import variant_for
 
@@ -60,6 +60,8 @@ def quad(cols: int) -> int:
 @pytest.mark.parametrize("build", BUILDS, ids=str)
 @pytest.mark.parametrize("rows", [1, 33, 250, 2000], ids=str)
 def test_the_bits_of_one_token(build: Variant, cols: int, rows: int) -> None:
+    if build.warpgroups and not has_warpgroups(GPU):
+        pytest.skip("warpgroups are Hopper's")
     own, (x, bias) = sample(rows, cols), inputs(build.tokens, rows, cols)
     clustered = build.in_cluster(own.matrix.geometry, SHARED)
     assert clustered.cluster == quad(cols)

@@ -79,6 +79,8 @@ def _has_clusters(architecture: str) -> bool:
 
 def _ways(build: Variant, geometry: Layout, architecture: str, shared: int) -> Iterator[Program]:
     """The build for rows of so many columns, by itself and with clusters of every size that it has."""
+    if architecture != "sm_90":
+        build = replace(build, warpgroups=False)
     yield build.program(geometry)
     if _has_clusters(architecture):
         for spans in (2, 3, 4, 7, 8):

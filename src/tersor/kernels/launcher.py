@@ -274,6 +274,12 @@ def has_clusters(device: torch.device) -> bool:
 
 
 @cache
+def has_warpgroups(device: torch.device) -> bool:
+    """Whether four warps may multiply together there, which no later GPU can either."""
+    return architecture(device) == "sm_90"
+
+
+@cache
 def multiprocessors(device: torch.device) -> int:
     """How many multiprocessors the device has."""
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

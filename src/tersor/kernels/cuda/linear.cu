@@ -5,7 +5,8 @@
 //
 //   CONSUMERS warps   two per span of the round, one per segment (512 columns): stream the segment through a
 //                     ring, decode, multiply on the tensor cores, add the segment's exceptions on the ordinary
-//                     cores, leave 16 x TOKENS sums in `sums`, go on
+//                     cores, leave 16 x TOKENS sums in `sums`, go on. WARPGROUPS: four warps have the same segment of four
+//                     strips and multiply together (wide_strips.cuh)
 //   ADDERS warps      one per 8 tokens, or one for all: add the segments up in their fixed order and write
 //
 // The two meet once a round through `sums`, which is double (BUFFERS = 2) where there is room: consumers run up to
@@ -18,15 +19,21 @@
 // SLICE = n: blockIdx.y takes n spans of the columns, whose activations stay in shared memory, eight tokens
 //            side by side (activations.cuh); the spans of a row are added in the same order by combine.cu or, where
 //            the CLUSTER blocks of a quad are a cluster, by these themselves, and only quads by combine.cu (finish.cuh).
+constexpr int CHAINS = 2;  // of matrix instructions, each waiting for the one before
+
 #include "exception_sums.cuh"
 #include "finish.cuh"
+#if WARPGROUPS
+#include "wide_strips.cuh"
+#else
+#include "stage_activations.cuh"
+#endif
 
 // For want of registers, with so many blocks: read slots as memory.
 constexpr bool ONE_WAY = (BLOCKS_PER_SM > 3 && __CUDA_ARCH__ != 900) || (BLOCKS_PER_SM > 2 && __CUDA_ARCH__ >= 1000);
 // Stages asked for before a slice's activations, all of which everybody waits for: they come no sooner than what is asked
 // for before them. With none, memory would stand still until they are known.
 constexpr int EAGER = SLICE ? 1 : STAGES - 1;
-constexpr int CHAINS = 2;                           // of matrix instructions, each waiting for the one before
 
 // A segment's sums to `own`.
 __device__ __forceinline__ void leave(const Problem& p, const float (&sum)[CHAINS][TILES][4], float* own, const u8* slot,
@@ -49,14 +56,14 @@ __device__ __forceinline__ void leave(const Problem& p, const float (&sum)[CHAIN
 }
 
 __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots, float* sums) {
-    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    const int segment = warp % SPAN_SEGMENTS;
+    const int warp = WARPGROUPS ? uniform(threadIdx.x / WARP) : threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    const int segment = segment_of(warp);
 #if CLUSTER > 1
     cluster_arrive_relaxed();
 #endif
     stages += warp * STAGES * BAND * STAGE_BYTES;
     Position place{(int)blockIdx.x, 0};
-    for (int i = warp / SPAN_SEGMENTS; i > 0; i--) place.advance(1, p.spans);
+    for (int i = span_of(warp); i > 0; i--) place.advance(1, p.spans);
     Stream stream(stages, Source(p, place, segment, lane), lane);
     stream.fill<0, EAGER>();
     Record record[BAND];
@@ -69,6 +76,9 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
     let_next_begin();
     if (SLICE) {
         p.x.stage(p.halves * HALF_COLS, p.tokens, threadIdx.x);
+#if WARPGROUPS
+        shared_stores_done();  // wgmma reads by another way
+#endif
         barrier_sync(READY, THREADS);
     }
     stream.fill<EAGER>();
@@ -78,6 +88,7 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
         float sum[BAND][CHAINS][TILES][4] = {};
         const int first = (place.span * SPAN_HALVES + segment * SEGMENT_HALVES) * HALF_COLS;
         const int halves = p.from(place, segment), strips = p.strips_of(place);
+        const int multiplied = WARPGROUPS ? p.columns_from(place, segment) : halves;  // who multiplies together agrees
         const auto ask_records = [&] {
             p.move(place);
 #pragma unroll
@@ -103,7 +114,17 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
             stream.fetch(stage + STAGES - 1);
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                if (!WHOLE && 2 * stage + h >= halves) break;  // of empty segments all is multiplied, and not kept
+                if (!WHOLE && 2 * stage + h >= multiplied) break;  // of empty segments all is multiplied, and not kept
+#if WARPGROUPS
+                u32 a[STEPS][4];
+                // A stage's halves overlap; with branches that would spill.
+                if (stage + h > 0 && (h == 0 || !WHOLE)) wgmma_wait<0>();
+                weight[0].half(a, h);
+                if (stage + h == 0)
+                    x.multiply<true>(sum[0], a);
+                else
+                    x.multiply<false>(sum[0], a);
+#else
                 u32 a[BAND][STEPS][4];
 #pragma unroll
                 for (int u = 0; u < BAND; u++) weight[u].half(a[u], h);
@@ -118,11 +139,15 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
 #pragma unroll
                             for (int k = 0; k < CHAINS; k++) mma_bf16(sum[u][k][n], a[u][i + k], b[2 * k], b[2 * k + 1]);
                     }
+#endif
             }
         }
+#if WARPGROUPS
+        x.finish(sum[0]);
+#endif
         stream.now = stream.next;
         if (round >= BUFFERS) barrier_sync(EMPTY + round % BUFFERS, THREADS);
-        float* own = sums + (round % BUFFERS * CONSUMERS + warp) * BAND * SUM;
+        float* own = sums + (round % BUFFERS * CONSUMERS + place_of(warp)) * BAND * SUM;
         if (halves > 0) {
 #pragma unroll
             for (int u = 0; u < BAND; u++) leave(p, sum[u], own + u * SUM, record[u].slot, lane);

@@ -6,7 +6,7 @@
 // strip's rows of both stand together. A warp w of the four holds rows 16 w + lane / 4 (and + 8), columns 8 j + 2 (lane % 4)
 // + {0, 1}: sums 4 j + {0, 1} (and 4 j + {2, 3}).
 #pragma once
-#include "ptx.cuh"
+#include "warpgroup.cuh"
 
 constexpr int WIDTH = INSTRUCTION_TOKENS, WIDTHS = TOKENS / WIDTH;  // tokens of one instruction
 constexpr int ROW_BYTES = 128;                 // of an operand tile
@@ -24,20 +24,6 @@ __device__ __forceinline__ u64 whole_descriptor(u32 lower, u32 upper) {
     u64 both;
     asm("mov.b64 %0, {%1, %2};" : "=l"(both) : "r"(lower), "r"(upper));
     return both;
-}
-
-__device__ __forceinline__ void wgmma_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Wait until at most N groups are still under way.
-template <int N>
-__device__ __forceinline__ void wgmma_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-}
-// The compiler must not read these sums before this point.
-template <int N>
-__device__ __forceinline__ void wgmma_pin(float (&d)[N]) {
-#pragma unroll
-    for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
 }
 
 // What an instruction of N tokens needs of the compiler: its sums, and the text that names them. They come after the two

@@ -20,6 +20,8 @@ constexpr int LINE = 128;                           // bytes of a cache line
 
 // Every segment is whole or empty: no part of one needs a check of its own.
 constexpr bool WHOLE = X_PITCH % SEGMENT_COLS == 0;
+static_assert(!WARPGROUPS || (TOKENS == 16 && SLICE == 1 && BAND == 1 && CONSUMERS % (4 * SPAN_SEGMENTS) == 0),
+              "four strips of the same columns at a time");
 static_assert(SEGMENT_STAGES % STAGES == 0, "the stages of every segment lie at the same places of a ring");
 
 // Sums of neighbouring tokens, read and written at once.
@@ -34,6 +36,16 @@ struct alignas(N * sizeof(float)) Floats {
 // so that whoever has two or four tokens of eight or four rows finds them in different banks.
 __device__ __forceinline__ constexpr int sum_at(int row, int token) {
     return row * TOKENS + (TILES > 1 ? token ^ row * TOKENS / 32 * 8 % TOKENS : token);
+}
+
+// A streaming warp's part of a round: one segment of one of its SPANS, and the place of its sums. Four warps that multiply
+// together (WARPGROUPS) have the same segment of four strips.
+__device__ __forceinline__ constexpr int segment_of(int warp) { return (WARPGROUPS ? warp / 4 : warp) % SPAN_SEGMENTS; }
+__device__ __forceinline__ constexpr int span_of(int warp) {
+    return WARPGROUPS ? warp % 4 + warp / (4 * SPAN_SEGMENTS) * 4 : warp / SPAN_SEGMENTS;
+}
+__device__ __forceinline__ constexpr int place_of(int warp) {
+    return WARPGROUPS ? span_of(warp) * SPAN_SEGMENTS + segment_of(warp) : warp;
 }
 
 // Where in its share of the matrix a warp is. Spans are counted within blockIdx.y's columns; a *band* is the BAND
@@ -59,7 +71,11 @@ struct Problem {
 
     // How many halves there are from a segment's first on; more than SEGMENT_HALVES, if the row goes on.
     __device__ __forceinline__ int from(Position at, int segment) const {
-        return at.band < bands ? halves - at.span * SPAN_HALVES - segment * SEGMENT_HALVES : 0;
+        return at.band < bands ? columns_from(at, segment) : 0;
+    }
+    // The same whether or not there is such a band.
+    __device__ __forceinline__ int columns_from(Position at, int segment) const {
+        return halves - at.span * SPAN_HALVES - segment * SEGMENT_HALVES;
     }
     // The first of a position's strips, and how many there are; the others have no weights and no records.
     __device__ __forceinline__ int strip(Position at) const { return at.band * BAND; }

@@ -23,6 +23,7 @@ from tersor.kernels.launcher import (
     Kernel,
     Launch,
     has_clusters,
+    has_warpgroups,
     multiprocessors,
     shared_limit,
 )
@@ -161,9 +162,10 @@ def _rounds(variant: Variant, geometry: Geometry, launch: Launch) -> int:
 
 def chosen(variant_for: VariantFor[Own], tokens: int, geometry: Own, device: torch.device) -> Variant:
     """The build for this many tokens on this device."""
-    return clustered(
-        variant_for(tokens, geometry, multiprocessors(device), shared_limit(device)), geometry, device
-    )
+    build = variant_for(tokens, geometry, multiprocessors(device), shared_limit(device))
+    if not has_warpgroups(device):
+        build = replace(build, warpgroups=False)
+    return clustered(build, geometry, device)
 
 
 def clustered(variant: Variant, geometry: Geometry, device: torch.device) -> Variant:

@@ -16,6 +16,8 @@ SLOT_BYTES = 1024  # of a segment's record that are kept at hand, per warp: 244 
 COMBINE = Program("combine.cu", "combine", (("QUAD_SPANS", QUAD_SPANS),))  # sums that blocks left in memory
 _EVEN = 0.9
 _SPAN_WARPS = SPAN_COLS // SEGMENT_COLS
+_WARPGROUP = 4  # warps that multiply together
+_WIDE_TOKENS = 16  # what they multiply by
 _UNIT_BYTES = STRIP_ROWS * 8 * 4  # sums of a strip and eight tokens
 _BARRIERS = 2 * 8  # bytes of those beside half an inbox
 
@@ -31,6 +33,7 @@ class Variant:
     `adders`: warps that add the segments' sums up, 1 for all tokens; 0 for one per eight.
     `cluster`: blocks that add the spans of a quad up among themselves, one for each (but maybe of the last quad); 1
     leaves all to another kernel.
+    `warpgroups`: four warps multiply together, the same columns of four strips; 16 tokens, sm_90 only.
     """
 
     tokens: int
@@ -43,6 +46,7 @@ class Variant:
     band: int = 1
     adders: int = 0
     cluster: int = 1
+    warpgroups: bool = False
 
     @property
     def threads(self) -> int:
@@ -83,6 +87,12 @@ class Variant:
         block = build.shared(geometry.stage_bytes) + BLOCK_SHARED
         return build if self.blocks_per_sm * block <= shared + BLOCK_SHARED else self
 
+    def in_warpgroups(self) -> Variant:
+        """The same with warps that multiply four at a time, if their work comes out even."""
+        same_columns = self.slice_spans == 1 and self.consumers % (_WARPGROUP * _SPAN_WARPS) == 0
+        fits = self.tokens == _WIDE_TOKENS and same_columns and self.band == 1
+        return replace(self, warpgroups=fits)
+
     def program(self, geometry: Geometry) -> Program:
         """What to compile for matrices of this kind and number of columns."""
         tuning = (
@@ -96,9 +106,10 @@ class Variant:
             ("BAND", self.band),
             ("ADDERS", self.adding),
             ("CLUSTER", self.cluster),
+            ("WARPGROUPS", int(self.warpgroups)),
             ("X_PITCH", geometry.padded_cols),
         )
-        return Program("linear.cu", "linear", geometry.macros + tuning)
+        return Program("linear.cu", "linear", geometry.macros + tuning, hopper_only=self.warpgroups)
 
     def launch(self, geometry: Geometry, multiprocessors: int, clusters: int | None = None) -> Launch:
         """Blocks that fill the GPU once: slices of the columns, and as many blocks per slice as fit.

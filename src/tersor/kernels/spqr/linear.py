@@ -42,7 +42,8 @@ def variant_for(tokens: int, geometry: Geometry, multiprocessors: int, shared: i
 
     most = 1 << (tokens - 1).bit_length()
     if most > _FEW:  # activations take the room of long records
-        return next(v for shape in _SLICED for v in longest(shape, 1, _SLOTS[1:]))
+        sliced = next(v for shape in _SLICED for v in longest(shape, 1, _SLOTS[1:]))
+        return sliced.in_warpgroups()  # where the GPU has them (fused.device.chosen)
     halved = longest((8, 4, 2), slice_spans=2)
     if most == _FEW and geometry.strips * geometry.spans >= _LARGE and halved:
         return halved[0]
