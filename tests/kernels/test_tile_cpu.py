@@ -234,16 +234,6 @@ def test_weights_and_activations_meet_in_the_same_places(layout: int) -> None:
             placed = (column // 128 << 12 | column // 64 % 2 << 10 | rows | column % 64 * 2) ^ row_ % 8 << 4
             assert placed >> 12 == column // 128
             assert stored[placed & 4095] == 1000 * row_ + column % 128
-    for lane in range(
-        32
-    ):  # Fragments (wgmma.cuh): four matrices of 8 x 8, lower rows first, then columns further on
-        row_, lower, right = lane % 8, lane // 8 % 2, lane // 16
-        at = lower * 2048 + row_ * 128 + ((right ^ row_) << 4)
-        for tile in range(2):
-            for step in range(4):
-                bytes_ = (at ^ step << 5) + 1024 * tile + np.arange(0, 16, 2)
-                columns = 64 * tile + 16 * step + 8 * right + np.arange(8)
-                assert np.array_equal(stored[bytes_], 1000 * (row_ + 8 * lower) + columns)
 
 
 def test_activations_are_copied_only_where_pieces_are_not_whole() -> None:

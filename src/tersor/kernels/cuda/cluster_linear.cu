@@ -1,9 +1,8 @@
 // y = x W^T (+ bias) for about a hundred tokens and more on Hopper: clusters of blocks share what they decode.
 //
 // As tile_linear.cu, with the tensor cores as the scarce thing. An instruction multiplies all tokens of a tile or, beyond
-// the 256 that it may have, half of them, so that operands are read from shared memory as seldom as can be (with FRAGMENTS
-// weights are read once for both halves, to registers); with 256 that takes so many registers that there are twelve warps
-// at most:
+// the 256 that it may have, half of them, so that operands are read from shared memory as seldom as can be; with 256 that
+// takes so many registers that there are twelve warps at most:
 //
 //   CONSUMERS   two warpgroups: wgmma on 64 rows x TOKENS tokens each, sums in registers
 //   DECODERS    a warp for each strip of 16 rows that no other block decodes, or two that take turns (cluster_decode.cuh)
@@ -82,8 +81,6 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
     };
     __syncwarp();
     cluster_wait();  // nobody tells others of slots before their barriers are there
-    const Fragments fragments(operands + threadIdx.x / WARP * STRIP_BYTES, lane);
-    u32 weights[2][2][4];
     Sums sums;
     Turn<A_SLOTS> turn_a;
     Turn<X_SLOTS> turn;
@@ -100,26 +97,13 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
                 if (!IN_TURNS) bring(n);
                 if (n == 0) mbarrier_wait(b.a_full + turn_a.number * 8, turn_a.parity);
                 mbarrier_wait(b.x_full + turn.number * 8, turn.parity);
-                const u32 a_at = turn_a.number * A_BYTES + n * NEXT_TILE, x_at = x_tiles + turn.number * (X_TILE_BYTES >> 4);
-                if constexpr (FRAGMENTS) {
+                const u32 a_at = a_tiles + (turn_a.number * A_BYTES + n * NEXT_TILE >> 4);
+                const u32 x_at = x_tiles + turn.number * (X_TILE_BYTES >> 4);
+                wgmma_begin();
 #pragma unroll
-                    for (int pair = 0; pair < 2; pair++) {
-                        u32(&a)[2][4] = weights[pair];  // of the pair before this one's, whose product is done
-#pragma unroll
-                        for (int i = 0; i < 2; i++) fragments.read(a[i], a_at, 2 * pair + i);
-                        wgmma_begin();
-#pragma unroll
-                        for (int i = 0; i < 2; i++) sums.add(a[i], x_at + (2 * pair + i) * DESCRIPTOR_STEP);
-                        wgmma_commit();
-                        wgmma_wait<1>();
-                    }
-                } else {
-                    wgmma_begin();
-#pragma unroll
-                    for (int i = 0; i < 4; i++) sums.add(a_tiles + (a_at >> 4) + i * DESCRIPTOR_STEP, x_at + i * DESCRIPTOR_STEP);
-                    wgmma_commit();
-                    wgmma_wait<1>();
-                }
+                for (int i = 0; i < 4; i++) sums.add(a_at + i * DESCRIPTOR_STEP, x_at + i * DESCRIPTOR_STEP);
+                wgmma_commit();
+                wgmma_wait<1>();
                 if (n == 0 && k > 0 && lane < CLUSTER) mbarrier_arrive_at(a_empty + read_a * 8);
                 // The last two steps' activations give their place to sums before it is given back.
                 if ((n ? k + 1 < stages : k > 0) && lane == CLUSTER) mbarrier_arrive(b.x_empty + read * 8);

@@ -28,11 +28,6 @@ struct Sums {
             for (int n = 0; n < WIDTHS; n++)
                 wgmma(of[m][n], a + (m * A_BLOCK_BYTES >> 4), x + (n * WIDTH * ROW_BYTES >> 4));
     }
-    // The same, weights in registers.
-    __device__ __forceinline__ void add(u32 (&a)[4], u32 x) {
-#pragma unroll
-        for (int n = 0; n < WIDTHS; n++) wgmma(of[0][n], a, x + (n * WIDTH * ROW_BYTES >> 4));
-    }
     // The sums of a run's units from `unit` on to the end of their tile or of the run: to y, with the others' parts, or to the
     // tile's owner. Returns the unit after them. `rank`: of the block in its cluster. `quiet` waits until nobody
     // reads operands any more; then `landing` is free. `staging` is free when this warp's product is done, and

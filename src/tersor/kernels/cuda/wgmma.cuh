@@ -1,5 +1,4 @@
-// The tensor cores of sm_90a: 64 x WIDTH x 16, operands in shared memory, those of weights maybe in registers, sums in
-// registers.
+// The tensor cores of sm_90a: 64 x WIDTH x 16, both operands in shared memory, sums in registers.
 //
 // An operand tile is rows of 64 bfloat16 along k (128 bytes), eight rows after one another, swizzled: the 16-byte
 // piece c of row r is at c ^ r % 8. Of weights, two tiles that follow one another along k take turns every eight rows: so a
@@ -78,42 +77,6 @@ __device__ __forceinline__ void wgmma(float (&d)[WIDTH / 2], u32 of_a, u32 of_b)
     u64 a = whole_descriptor(of_a, DESCRIPTOR_A), b = whole_descriptor(of_b, DESCRIPTOR_B);
     WGMMA(INSTRUCTION_TOKENS);
 }
-
-// The numbers after the sums', for operands in registers.
-#define REST_136 "%70, %71, %72"
-#define REST_144 "%74, %75, %76"
-#define REST_152 "%78, %79, %80"
-#define WGMMA_FRAGMENT_OF(N)                                                                                               \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32.bf16.bf16 {" TEXT_##N "}, {%1, " REST_##N "}, %0, 1, 1, 1, 0;" \
-                 : "+l"(b), "+r"(a[0]), SUMS_##N                                                                           \
-                 : "r"(a[1]), "r"(a[2]), "r"(a[3]))
-#define WGMMA_FRAGMENT(N) WGMMA_FRAGMENT_OF(N)
-
-// The same with this warp's 16 rows of A in registers, as mma.m16n8k16 has them. They must not change before it is done.
-__device__ __forceinline__ void wgmma(float (&d)[WIDTH / 2], u32 (&a)[4], u32 of_b) {
-#if FRAGMENTS
-    u64 b = whole_descriptor(of_b, DESCRIPTOR_B);
-    WGMMA_FRAGMENT(INSTRUCTION_TOKENS);
-#endif
-}
-
-// Where a lane reads A from an operand tile to registers: 16 rows, 16 columns at a time.
-struct Fragments {
-    u32 at;
-
-    // Of the strip at `strip`.
-    __device__ __forceinline__ Fragments(u32 strip, int lane) {
-        const int row = lane % 8, lower = lane / 8 % 2, right = lane / 16;
-        at = strip + lower * (2 * NEXT_TILE) + row * ROW_BYTES + ((right ^ row) << 4);
-    }
-    // Columns 16 `step` and on of the tile that is `offset` further.
-    __device__ __forceinline__ void read(u32 (&a)[4], u32 offset, int step) const {
-        asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                     : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-                     : "r"((at ^ step << 5) + offset)
-                     : "memory");
-    }
-};
 
 // Four 8 x 8 matrices to shared memory, transposed: lane l has elements 2 (l % 4) and one more of row l / 4 of each, and
 // gives the address to which column l % 8 of matrix l / 8 goes.

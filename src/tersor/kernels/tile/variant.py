@@ -186,7 +186,6 @@ class ClusterVariant(Build):
 
     `a_slots`: stages of weights; `x_slots`: operand tiles of 64 columns of activations. `turns`: decoders of a strip.
     `registers`: of a consumer and of a decoder, where sums leave too little of an even share; else zeros.
-    `fragments`: weights are read to registers once instead of by both instructions.
     """
 
     tokens: int
@@ -195,7 +194,6 @@ class ClusterVariant(Build):
     x_slots: int
     turns: int = 1
     registers: tuple[int, int] = (0, 0)
-    fragments: bool = False
     kept: int = 4
     groups: int = field(default=2, init=False, repr=False)
     blocks_per_sm: int = field(default=1, init=False, repr=False)
@@ -231,7 +229,6 @@ class ClusterVariant(Build):
             ("A_SLOTS", self.a_slots),
             ("X_SLOTS", self.x_slots),
             ("KEPT", self.kept),
-            ("FRAGMENTS", int(self.fragments)),
             ("CONSUMER_REGISTERS", self.registers[0]),
             ("DECODER_REGISTERS", self.registers[1]),
         )
@@ -255,8 +252,7 @@ _LARGE_FROM = 1 << 26  # weights
 WIDE = (
     ClusterVariant(336, 2, 2, 3, registers=(200, 104)),
     ClusterVariant(320, 2, 3, 3, registers=(192, 120)),
-    *(ClusterVariant(tokens, 2, 3, 3, registers=(184, 136)) for tokens in (304, 288)),
-    ClusterVariant(272, 2, 3, 3, registers=(192, 120), fragments=True),  # more would spill
+    *(ClusterVariant(tokens, 2, 3, 3, registers=(184, 136)) for tokens in (304, 288, 272)),
     ClusterVariant(256, 2, 3, 3),
     *(ClusterVariant(tokens, 2, 3, 4) for tokens in (240, 224, 208)),
     ClusterVariant(192, 2, 3, 5, turns=2, registers=(136, 120)),
