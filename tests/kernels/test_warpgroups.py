@@ -101,7 +101,7 @@ def test_a_probe_can_fail(geometry: Geometry, text: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("kind", [(4, 32, 2), (3, 16, 2), (2, 16, 1), (5, 128, 1), (8, 16, 1)], ids=str)
 @pytest.mark.parametrize("cols", [4096, 4224], ids=str)  # the second ends within a segment
 def test_they_compile_without_spills(kind: tuple[int, int, int], cols: int) -> None:
-    geometry = Spqr(4096, cols, *kind)
+    geometry = Spqr(16384, cols, *kind)
     build = variant_for(16, geometry, *H200)
     assert build.warpgroups
     for way in dict.fromkeys((build, build.in_cluster(geometry, H200[1]))):
@@ -127,9 +127,11 @@ def test_they_are_for_hopper_only(hopper: bool, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(fused, "shared_limit", lambda _: H200[1])
     gpu = torch.device("cuda", 0)
     for tokens in (1, 8, 9, 16):
-        build = fused.chosen(variant_for, tokens, LAYOUTS[0], gpu)
-        assert build.warpgroups == (hopper and tokens > 8)
-        assert build.program(LAYOUTS[0]).hopper_only == build.warpgroups
+        for rows in (4096, 16384):  # of a small matrix they are slower
+            geometry = Spqr(rows, 4096, 4, 32, 2)
+            build = fused.chosen(variant_for, tokens, geometry, gpu)
+            assert build.warpgroups == (hopper and tokens > 8 and rows == 16384)
+            assert build.program(geometry).hopper_only == build.warpgroups
     with pytest.raises(KernelError, match="runs on sm_90 only"):
         WIDE.program(LAYOUTS[0]).target("sm_100")
 

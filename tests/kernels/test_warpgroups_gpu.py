@@ -12,7 +12,7 @@ from tersor.kernels import bench_spqr
 from tersor.kernels.bench_spqr import FOUR_BITS, THREE_BITS, Kind, Sample
 from tersor.kernels.fused import device as fused
 from tersor.kernels.fused.variant import Variant
-from tersor.kernels.launcher import has_warpgroups, shared_limit
+from tersor.kernels.launcher import has_warpgroups, multiprocessors, shared_limit
 from tersor.kernels.spqr import device
 from tersor.kernels.spqr.linear import variant_for
 
@@ -31,7 +31,7 @@ ROWS = (1, 16, 33, 70, 250, 2000)  # fewer strips than a group has, and such as 
 COLS = (40, 128, 600, 1024, 1100, 1536, 2176, 4096, 4104, 14336)  # 14336: too many spans for a cluster
 KINDS = [
     *(Kind(bits, 32, 64, 4) for bits in range(2, 9)),
-    *(Kind(bits, group, 64, 0) for bits in (2, 4, 8) for group in (16, 128)),
+    *(Kind(bits, group, 1, 0) for bits in (2, 4, 8) for group in (16, 128)),
     Kind(3, 16, 64, 4),
     Kind(4, 32, 64, 4, outliers=0.02),
     Kind(4, 32, 64, 4, full_row=True),
@@ -72,16 +72,18 @@ def test_odd_sizes(build: Variant, cols: int) -> None:
 @pytest.mark.parametrize("cols", [1100, 4096])
 def test_every_kind(kind: Kind, cols: int) -> None:
     own = sample(250, cols, kind)
-    build = fused.chosen(variant_for, 16, own.matrix.geometry, GPU)
-    assert build.warpgroups
-    assert_the_bits_of_one_token(own, None)
-    assert_the_bits_of_one_token(own, replace(build, cluster=1))
+    alone = variant_for(16, own.matrix.geometry, multiprocessors(GPU), shared_limit(GPU)).in_warpgroups()
+    assert alone.warpgroups
+    assert_the_bits_of_one_token(own, alone)
+    assert_the_bits_of_one_token(own, alone.in_cluster(own.matrix.geometry, shared_limit(GPU)))
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(33000, 2048), (14341, 4096), (8200, 8192), (12000, 5000)])
 @pytest.mark.parametrize("kind", [FOUR_BITS, THREE_BITS], ids=str)
 def test_many_rounds(rows: int, cols: int, kind: Kind) -> None:
-    assert_the_bits_of_one_token(bench_spqr.sample(rows, cols, kind), None)
+    own = bench_spqr.sample(rows, cols, kind)
+    assert fused.chosen(variant_for, 16, own.matrix.geometry, GPU).warpgroups
+    assert_the_bits_of_one_token(own, None)
 
 
 def test_what_is_not_there_is_not_multiplied() -> None:
