@@ -11,7 +11,8 @@ answers to our own calls, `tersor.kernels.launcher` checks.
 
 racecheck knows barriers of the kind of __syncthreads and named ones, not those in shared memory that count bytes
 (cuda/mbarrier.cuh), through which all warps of the tile product meet, and the blocks of a cluster (cuda/exchange.cuh):
-it reports every one of their exchanges. `--without-tile` leaves both out.
+it reports every one of their exchanges. `--without-tile` leaves both out, and with them all products of sixteen tokens
+by warpgroups.
 """
 
 from __future__ import annotations

@@ -67,6 +67,8 @@ def spqr_programs(geometry: spqr.Geometry, architecture: str, shared: int) -> It
     sizes = [replace(geometry, rows=rows) for rows, _ in _SIZES]
     for tokens in (1, 2, 4, 8, 16):
         builds = {spqr_linear.variant_for(tokens, size, _MULTIPROCESSORS, shared) for size in sizes}
+        if architecture != "sm_90":
+            builds = {replace(build, warpgroups=False) for build in builds}
         for build in sorted(builds, key=lambda v: v.blocks_per_sm):
             yield from _ways(build, geometry, architecture, shared)
     if architecture == "sm_90":
@@ -79,8 +81,6 @@ def _has_clusters(architecture: str) -> bool:
 
 def _ways(build: Variant, geometry: Layout, architecture: str, shared: int) -> Iterator[Program]:
     """The build for rows of so many columns, by itself and with clusters of every size that it has."""
-    if architecture != "sm_90":
-        build = replace(build, warpgroups=False)
     yield build.program(geometry)
     if _has_clusters(architecture):
         for spans in (2, 3, 4, 7, 8):

@@ -275,7 +275,7 @@ def has_clusters(device: torch.device) -> bool:
 
 @cache
 def has_warpgroups(device: torch.device) -> bool:
-    """Whether four warps may multiply together there, which no later GPU can either."""
+    """Whether four warps may multiply together there (wgmma): on sm_90 alone, on no later GPU."""
     return architecture(device) == "sm_90"
 
 

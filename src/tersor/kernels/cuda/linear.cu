@@ -5,8 +5,8 @@
 //
 //   CONSUMERS warps   two per span of the round, one per segment (512 columns): stream the segment through a
 //                     ring, decode, multiply on the tensor cores, add the segment's exceptions on the ordinary
-//                     cores, leave 16 x TOKENS sums in `sums`, go on. WARPGROUPS: four warps have the same segment of four
-//                     strips and multiply together (wide_strips.cuh)
+//                     cores, leave 16 x TOKENS sums in `sums`, go on. WARPGROUPS (16 tokens, sm_90 only): four warps have the
+//                     same segment of four strips and multiply together (wide_strips.cuh)
 //   ADDERS warps      one per 8 tokens, or one for all: add the segments up in their fixed order and write
 //
 // The two meet once a round through `sums`, which is double (BUFFERS = 2) where there is room: consumers run up to
@@ -56,6 +56,7 @@ __device__ __forceinline__ void leave(const Problem& p, const float (&sum)[CHAIN
 }
 
 __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots, float* sums) {
+    // With warpgroups known to be the same in all lanes, or ways that are never taken cost five registers.
     const int warp = WARPGROUPS ? uniform(threadIdx.x / WARP) : threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int segment = segment_of(warp);
 #if CLUSTER > 1
@@ -88,7 +89,7 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
         float sum[BAND][CHAINS][TILES][4] = {};
         const int first = (place.span * SPAN_HALVES + segment * SEGMENT_HALVES) * HALF_COLS;
         const int halves = p.from(place, segment), strips = p.strips_of(place);
-        const int multiplied = WARPGROUPS ? p.columns_from(place, segment) : halves;  // who multiplies together agrees
+        const int multiplied = WARPGROUPS ? p.halves_from(place, segment) : halves;  // who multiplies together agrees
         const auto ask_records = [&] {
             p.move(place);
 #pragma unroll
@@ -114,7 +115,8 @@ __device__ __forceinline__ void consume(const Problem& p, u8* stages, u8* slots,
             stream.fetch(stage + STAGES - 1);
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                if (!WHOLE && 2 * stage + h >= multiplied) break;  // of empty segments all is multiplied, and not kept
+                // Where WHOLE, and of strips that warpgroups lack, weights that are not there are multiplied, and not kept.
+                if (!WHOLE && 2 * stage + h >= multiplied) break;
 #if WARPGROUPS
                 u32 a[STEPS][4];
                 // A stage's halves overlap; with branches that would spill.

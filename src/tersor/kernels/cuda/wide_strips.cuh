@@ -1,5 +1,6 @@
 // Four strips times 16 tokens by the tensor cores of sm_90a: weights in registers, as mma.m16n8k16 takes them, activations
-// in shared memory (activations.cuh), where these find them by themselves. Sums have the bits of chains of mma.m16n8k16.
+// in shared memory (activations.cuh), where these find them by themselves. Sums have the bits of chains of mma.m16n8k16
+// (observed: dev/LOG.md, tests/kernels/test_warpgroups_gpu.py).
 #pragma once
 #include "activations.cuh"
 #include "mbarrier.cuh"
@@ -41,6 +42,11 @@ struct StageActivations {
     // segments come new sums.
     template <bool FIRST>
     __device__ __forceinline__ void multiply(float (&sum)[CHAINS][TILES][4], const u32 (&a)[STEPS][4]) {
+        if (FIRST)  // what they were before is written before the fence
+#pragma unroll
+            for (int k = 0; k < CHAINS; k++)
+#pragma unroll
+                for (int n = 0; n < TILES; n++) wgmma_pin(sum[k][n]);
         wgmma_begin();
 #pragma unroll
         for (int i = 0; i < STEPS; i++) {

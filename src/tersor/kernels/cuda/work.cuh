@@ -21,7 +21,7 @@ constexpr int LINE = 128;                           // bytes of a cache line
 // Every segment is whole or empty: no part of one needs a check of its own.
 constexpr bool WHOLE = X_PITCH % SEGMENT_COLS == 0;
 static_assert(!WARPGROUPS || (TOKENS == 16 && SLICE == 1 && BAND == 1 && CONSUMERS % (4 * SPAN_SEGMENTS) == 0),
-              "four strips of the same columns at a time");
+              "warpgroups: 16 tokens, slices of one span, four strips of the same segment");
 static_assert(SEGMENT_STAGES % STAGES == 0, "the stages of every segment lie at the same places of a ring");
 
 // Sums of neighbouring tokens, read and written at once.
@@ -71,10 +71,10 @@ struct Problem {
 
     // How many halves there are from a segment's first on; more than SEGMENT_HALVES, if the row goes on.
     __device__ __forceinline__ int from(Position at, int segment) const {
-        return at.band < bands ? columns_from(at, segment) : 0;
+        return at.band < bands ? halves_from(at, segment) : 0;
     }
-    // The same whether or not there is such a band.
-    __device__ __forceinline__ int columns_from(Position at, int segment) const {
+    // Counted whether or not there is such a band.
+    __device__ __forceinline__ int halves_from(Position at, int segment) const {
         return halves - at.span * SPAN_HALVES - segment * SEGMENT_HALVES;
     }
     // The first of a position's strips, and how many there are; the others have no weights and no records.

@@ -17,7 +17,7 @@ COMBINE = Program("combine.cu", "combine", (("QUAD_SPANS", QUAD_SPANS),))  # sum
 _EVEN = 0.9
 _SPAN_WARPS = SPAN_COLS // SEGMENT_COLS
 _WARPGROUP = 4  # warps that multiply together
-_WIDE_TOKENS = 16  # what they multiply by
+_WARPGROUP_TOKENS = 16  # of one of their instructions
 _UNIT_BYTES = STRIP_ROWS * 8 * 4  # sums of a strip and eight tokens
 _BARRIERS = 2 * 8  # bytes of those beside half an inbox
 
@@ -90,7 +90,7 @@ class Variant:
     def in_warpgroups(self) -> Variant:
         """The same with warps that multiply four at a time, if their work comes out even."""
         same_columns = self.slice_spans == 1 and self.consumers % (_WARPGROUP * _SPAN_WARPS) == 0
-        fits = self.tokens == _WIDE_TOKENS and same_columns and self.band == 1
+        fits = self.tokens == _WARPGROUP_TOKENS and same_columns and self.band == 1
         return replace(self, warpgroups=fits)
 
     def program(self, geometry: Geometry) -> Program:

@@ -20,9 +20,9 @@ _WIDE_SHAPES = ((6, 4, 2), (12, 4, 1))  # of codes of two planes, which take mor
 _FEW = 8  # tokens whose activations may come through L1
 # Of a record, the first that fits: 628 exceptions, so a whole row and some in the others; or as few as need be.
 _SLOTS = (2560, SLOT_BYTES)
-# Weights of a matrix, from which on more than _FEW tokens are multiplied by warpgroups. Where one round of strips is
-# all, what counts is how soon activations are there, and theirs are there later.
-_WARPGROUPS_FROM = 1 << 25
+# Rounds of strips, from which on more than _FEW tokens are multiplied by warpgroups. Where there are fewer, what counts
+# is how soon activations are there, and theirs are there later.
+_WARPGROUPS_FROM = 3
 _LARGE = 2048  # spans of a matrix, from which on eight tokens do better in shared memory
 
 
@@ -46,8 +46,9 @@ def variant_for(tokens: int, geometry: Geometry, multiprocessors: int, shared: i
     most = 1 << (tokens - 1).bit_length()
     if most > _FEW:  # activations take the room of long records
         sliced = next(v for shape in _SLICED for v in longest(shape, 1, _SLOTS[1:]))
-        large = geometry.rows * geometry.cols >= _WARPGROUPS_FROM
-        return sliced.in_warpgroups() if large else sliced  # where the GPU has them (fused.device.chosen)
+        rounds = sliced.rounds(geometry, sliced.launch(geometry, multiprocessors).blocks[0])
+        # Where the GPU has them: fused.device.chosen.
+        return sliced.in_warpgroups() if rounds >= _WARPGROUPS_FROM else sliced
     halved = longest((8, 4, 2), slice_spans=2)
     if most == _FEW and geometry.strips * geometry.spans >= _LARGE and halved:
         return halved[0]

@@ -16,7 +16,7 @@ from tersor.format.errors import KernelError
 from tersor.kernels.compiler import Program
 from tersor.kernels.fused.device import Matrix
 from tersor.kernels.fused.layout import EXCEPTION_BYTES, Geometry
-from tersor.kernels.launcher import Kernel, Launch, architecture, multiprocessors, tensor_map
+from tersor.kernels.launcher import Kernel, Launch, has_warpgroups, multiprocessors, tensor_map
 from tersor.kernels.tile.flags import flags
 from tersor.kernels.tile.split import TILE_ROWS, Split, choose
 from tersor.kernels.tile.variant import ALONE, Build, variant_for
@@ -27,7 +27,7 @@ _PIECE = 8  # elements of 16 bytes, at whose multiples rows begin for a tensor m
 
 def supported(device: torch.device) -> bool:
     """Whether the device has the tensor cores that this product is written for."""
-    return device.type == "cuda" and architecture(device) == "sm_90"
+    return device.type == "cuda" and has_warpgroups(device)
 
 
 def fastest(tokens: int, device: torch.device, most: int) -> bool:
