@@ -6,7 +6,7 @@
 //   CONSUMERS warps   two per span of the round, one per segment (512 columns): stream the segment through a
 //                     ring, decode, multiply on the tensor cores, add the segment's exceptions on the ordinary
 //                     cores, leave 16 x TOKENS sums in `sums`, go on. WARPGROUPS (16 tokens, sm_90 only): four warps have the
-//                     same segment of four strips and multiply together (wide_strips.cuh)
+//                     same segment of four strips and multiply together (warpgroup_strips.cuh)
 //   ADDERS warps      one per 8 tokens, or one for all: add the segments up in their fixed order and write
 //
 // The two meet once a round through `sums`, which is double (BUFFERS = 2) where there is room: consumers run up to
@@ -19,12 +19,10 @@
 // SLICE = n: blockIdx.y takes n spans of the columns, whose activations stay in shared memory, eight tokens
 //            side by side (activations.cuh); the spans of a row are added in the same order by combine.cu or, where
 //            the CLUSTER blocks of a quad are a cluster, by these themselves, and only quads by combine.cu (finish.cuh).
-constexpr int CHAINS = 2;  // of matrix instructions, each waiting for the one before
-
 #include "exception_sums.cuh"
 #include "finish.cuh"
 #if WARPGROUPS
-#include "wide_strips.cuh"
+#include "warpgroup_strips.cuh"
 #else
 #include "stage_activations.cuh"
 #endif

@@ -16,14 +16,7 @@ constexpr u32 DESCRIPTOR_A = 1u << 30 | 2 * NEXT_TILE / 16, DESCRIPTOR_B = 1u <<
 constexpr u32 DESCRIPTOR_STEP = 2;             // 16 of k: 32 bytes
 
 // Lower word, of the tile at a shared address that is a multiple of 1024. (Its upper half is unused with this swizzle.)
-__device__ __forceinline__ u32 descriptor(u32 address) { return 1u << 16 | (address & 0x3ffff) >> 4; }
-
-// With its upper word.
-__device__ __forceinline__ u64 whole_descriptor(u32 lower, u32 upper) {
-    u64 both;
-    asm("mov.b64 %0, {%1, %2};" : "=l"(both) : "r"(lower), "r"(upper));
-    return both;
-}
+__device__ __forceinline__ u32 descriptor(u32 address) { return 1u << 16 | address_field(address); }
 
 // What an instruction of N tokens needs of the compiler: its sums, and the text that names them. They come after the two
 // descriptors, which are said to change for that: what changes comes first, and so numbers do not depend on N.

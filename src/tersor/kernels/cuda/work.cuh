@@ -18,6 +18,8 @@ constexpr int SPAN_SEGMENTS = SPAN_COLS / SEGMENT_COLS;
 constexpr int SPANS = CONSUMERS / SPAN_SEGMENTS;    // in a round
 constexpr int LINE = 128;                           // bytes of a cache line
 
+constexpr int CHAINS = 2;                           // of matrix instructions, each waiting for the one before
+
 // Every segment is whole or empty: no part of one needs a check of its own.
 constexpr bool WHOLE = X_PITCH % SEGMENT_COLS == 0;
 static_assert(!WARPGROUPS || (TOKENS == 16 && SLICE == 1 && BAND == 1 && CONSUMERS % (4 * SPAN_SEGMENTS) == 0),

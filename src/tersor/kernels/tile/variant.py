@@ -252,7 +252,8 @@ _LARGE_FROM = 1 << 26  # weights
 WIDE = (
     ClusterVariant(336, 2, 2, 3, registers=(200, 104)),
     ClusterVariant(320, 2, 3, 3, registers=(192, 120)),
-    *(ClusterVariant(tokens, 2, 3, 3, registers=(184, 136)) for tokens in (304, 288, 272)),
+    *(ClusterVariant(tokens, 2, 3, 3, registers=(184, 136)) for tokens in (304, 288)),
+    ClusterVariant(272, 2, 3, 3, registers=(192, 120)),
     ClusterVariant(256, 2, 3, 3),
     *(ClusterVariant(tokens, 2, 3, 4) for tokens in (240, 224, 208)),
     ClusterVariant(192, 2, 3, 5, turns=2, registers=(136, 120)),

@@ -2,9 +2,9 @@
 // in shared memory (activations.cuh), where these find them by themselves. Sums have the bits of chains of mma.m16n8k16
 // (observed: dev/LOG.md, tests/kernels/test_warpgroups_gpu.py).
 #pragma once
-#include "activations.cuh"
 #include "mbarrier.cuh"
 #include "warpgroup.cuh"
+#include "work.cuh"
 
 constexpr u32 NEXT_K = 8 * 16, NEXT_TOKENS = PLANE_BYTES;  // bytes from 8 of k to the next 8, and from 8 tokens
 // Of a descriptor: the lower word's upper half, and the upper word (no swizzle).
@@ -22,20 +22,19 @@ __device__ __forceinline__ void wgmma(float (&sum)[2][4], const u32 (&a)[4], u64
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(!FIRST));
 }
 
-// A segment's activations. Its steps follow one another, and each chain has a descriptor of its own: so from one step to the
-// next is one addition, in place.
+// A segment's activations, as those of stage_activations.cuh, but that they are multiplied where they are. Its steps follow
+// one another, and each chain has a descriptor of its own: so from one step to the next is one addition, in place.
 template <int TILES>
 struct StageActivations {
     u32 begin;         // lower word of the slice's first step
     u64 step[CHAINS];  // descriptors of the next ones
 
-    // A block's number in its cluster stands in the upper bits of its addresses.
     __device__ __forceinline__ StageActivations(const Activations& from, int)
-        : begin(LEADING | (shared_address(from.slice) & 0x3ffff) / 16) {}
+        : begin(LEADING | address_field(shared_address(from.slice))) {}
     __device__ __forceinline__ void aim(int first, int, int) {
 #pragma unroll
         for (int k = 0; k < CHAINS; k++)
-            asm("mov.b64 %0, {%1, %2};" : "=l"(step[k]) : "r"(begin + first + k * STEP_PIECES), "r"(STRIDE));
+            step[k] = whole_descriptor(begin + first + k * STEP_PIECES, STRIDE);
     }
     __device__ __forceinline__ void prefetch(int) {}
     // Begin to multiply half a stage. Its weights' registers are left alone until that is waited for; of FIRST halves of
