@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from exchange_builds import BUILDS
+from exchange_builds import BUILDS, H200, pretend_an_h200
 from tersor.format.errors import KernelError
 from tersor.kernels.compiler import compile_program
 from tersor.kernels.fused import device as fused
@@ -27,7 +27,6 @@ from tersor.kernels.launcher import Launch
 from tersor.kernels.spqr.layout import Geometry
 from tersor.kernels.spqr.linear import variant_for
 
-H200 = (132, 227 << 10)
 UNIT_BYTES = 512
 Span = tuple[int, int, int]  # round, strip, span
 
@@ -262,10 +261,7 @@ def test_quads_that_are_not_whole_are_clusters_where_that_takes_no_round_more(
         return None, variant.launch(geometry, 132, 66 if variant.cluster > 1 else None)
 
     monkeypatch.setattr(fused, "planned", planned)
-    monkeypatch.setattr(fused, "has_clusters", lambda _: True)
-    monkeypatch.setattr(fused, "has_warpgroups", lambda _: warpgroups)
-    monkeypatch.setattr(fused, "multiprocessors", lambda _: H200[0])
-    monkeypatch.setattr(fused, "shared_limit", lambda _: H200[1])
+    pretend_an_h200(monkeypatch, warpgroups=warpgroups)
     plan = fused._planned.__wrapped__(variant_for, None, 16, geometry, torch.device("cuda", 0))
     assert (plan.variant.cluster, plan.partial) == ((4, -(-spans // 4)) if clustered else (1, spans))
     assert plan.variant.warpgroups == warpgroups
@@ -273,10 +269,7 @@ def test_quads_that_are_not_whole_are_clusters_where_that_takes_no_round_more(
 
 @pytest.mark.parametrize("clusters", [False, True])
 def test_builds_are_in_clusters_where_there_are_any(clusters: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "has_clusters", lambda _: clusters)
-    monkeypatch.setattr(fused, "has_warpgroups", lambda _: False)
-    monkeypatch.setattr(fused, "multiprocessors", lambda _: H200[0])
-    monkeypatch.setattr(fused, "shared_limit", lambda _: H200[1])
+    pretend_an_h200(monkeypatch, clusters, warpgroups=False)
     for spans in (1, 4, 14):
         build = fused.chosen(variant_for, 16, of_spans(spans), torch.device("cuda", 0))
         assert build.cluster == (4 if clusters and spans > 1 else 1)

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from exchange_builds import H200
 from tersor.kernels.fused.layout import SPAN_COLS
 from tersor.kernels.fused.variant import Variant
 from tersor.kernels.spqr import linear as spqr
@@ -18,7 +19,6 @@ from tersor.kernels.spqr.layout import Geometry as Spqr
 from tersor.kernels.window import linear as window
 from tersor.kernels.window.layout import Geometry as Window
 
-H200 = (132, 227 << 10)
 WARP = 32
 STAGE_COLS = 128
 STEPS = 4  # of half a stage

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from exchange_builds import H200, pretend_an_h200
 from tersor.format.errors import KernelError
 from tersor.kernels import compiler
 from tersor.kernels.check import programs
@@ -21,7 +22,6 @@ from tersor.kernels.spqr.layout import Geometry as Spqr
 from tersor.kernels.spqr.linear import variant_for
 from tersor.kernels.window.layout import Geometry as Window
 
-H200 = (132, 227 << 10)
 WIDE = Variant(16, 8, 4, 2, 1, warpgroups=True)
 LAYOUTS = (Spqr(4096, 4096, 4, 32, 2), Window(4096, 4096))
 _REGISTERS = 65536  # of a multiprocessor
@@ -121,10 +121,7 @@ def test_which_builds_have_them() -> None:
 
 @pytest.mark.parametrize("hopper", [False, True])
 def test_they_are_for_hopper_only(hopper: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "has_clusters", lambda _: True)
-    monkeypatch.setattr(fused, "has_warpgroups", lambda _: hopper)
-    monkeypatch.setattr(fused, "multiprocessors", lambda _: H200[0])
-    monkeypatch.setattr(fused, "shared_limit", lambda _: H200[1])
+    pretend_an_h200(monkeypatch, warpgroups=hopper)
     gpu = torch.device("cuda", 0)
     for tokens in (1, 8, 9, 16):
         for rows in (4096, 16384):  # of a small matrix they are slower

@@ -33,8 +33,7 @@ struct RecordFeed {
 
 private:
     __device__ __forceinline__ void look(const Weights& w) {
-        const int* entry = at.place(w);
-        next = make_int2(__ldg(entry), __ldg(entry + 1));
+        next = make_int2(__ldg(at.entry(w)), __ldg(at.entry(w) + 1));
         at.advance(w, ceil_div(at.of_segment(w), TURNS) * TURNS);
     }
 };

@@ -59,22 +59,17 @@ struct Walk {
     __device__ __forceinline__ const u8* stored(const Weights& w) const {
         return w.stages + ((long long)existing(w) * w.halves + 2 * stage) * HALF_BYTES;
     }
-    // Of the segment's record.
-    __device__ __forceinline__ const int* place(const Weights& w) const {
+    // Of the segment's record: its place is there, and its end in what follows; in units of ALIGN bytes.
+    __device__ __forceinline__ const int* entry(const Weights& w) const {
         return w.places + (long long)existing(w) * w.segments + stage / SEGMENT_STAGES;
     }
 };
 
 // The way through a block's run, segment by segment: as much of each as the run has.
-struct Cursor {
-    int left, strip, token_tile, stage;  // left: stages of the run; stage: of the row
+struct Cursor : Walk {
+    int left;  // stages of the run
 
-    __device__ __forceinline__ Cursor(const Weights& w, int begin, int end, int strip) : left(end - begin) {
-        const int tile = begin / w.split.stages;
-        stage = begin % w.split.stages;
-        token_tile = tile % w.split.token_tiles;
-        this->strip = tile / w.split.token_tiles * STRIPS + strip;
-    }
+    __device__ __forceinline__ Cursor(const Weights& w, int begin, int end, int strip) : Walk(w, begin, strip), left(end - begin) {}
     __device__ __forceinline__ void advance(const Weights& w) {
         const int done = stages(w);
         left -= done, stage += done;
@@ -86,21 +81,15 @@ struct Cursor {
     }
     // From here on, in this segment and the run.
     __device__ __forceinline__ int stages(const Weights& w) const {
-        return min(left, min(SEGMENT_STAGES - stage % SEGMENT_STAGES, w.split.stages - stage));
+        return min(left, of_segment(w));
     }
     // Of the next stage in its segment.
     __device__ __forceinline__ int first_half() const { return stage % SEGMENT_STAGES * 2; }
     // From here on, to the end of the row.
     __device__ __forceinline__ int halves(const Weights& w) const { return w.halves - 2 * stage; }
-    // In rows beyond the last strip it is decoded again; they are written nowhere.
-    __device__ __forceinline__ int existing(const Weights& w) const { return min(strip, w.strips - 1); }
-    __device__ __forceinline__ const u8* stored(const Weights& w) const {
-        return w.stages + ((long long)existing(w) * w.halves + 2 * stage) * HALF_BYTES;
-    }
-    // Of the record and its end, in units of ALIGN bytes.
+    // Of the record, and its end.
     __device__ __forceinline__ int2 place(const Weights& w) const {
         if (left <= 0) return make_int2(0, 0);
-        const int* entry = w.places + (long long)existing(w) * w.segments + stage / SEGMENT_STAGES;
-        return make_int2(__ldg(entry), __ldg(entry + 1));
+        return make_int2(__ldg(entry(w)), __ldg(entry(w) + 1));
     }
 };
