@@ -24,6 +24,7 @@ constexpr bool IN_TURNS = TURNS > 1;
 static_assert(!IN_TURNS || GROUPS == 2);
 constexpr int AHEAD = X_SLOTS - 2;  // steps from asking for activations to their product: a slot more is being read still
 static_assert(AHEAD >= 1, "who asks for a slot has given it back before");
+constexpr int COPY_BYTES = COPY_TOKENS * ROW_BYTES;
 constexpr int X_AT = A_SLOTS * A_BYTES, BARRIERS_AT = X_AT + X_SLOTS * X_TILE_BYTES;
 
 // Activations, AHEAD steps before they are multiplied. A lane of a consuming warp asks for them: it has itself read the slot
@@ -43,10 +44,10 @@ struct ActivationFeed {
         if (left <= 0) return;
         const u32 full = b.x_full + turn.number * 8;
         mbarrier_wait(full + X_SLOTS * 8, turn.parity ^ 1);
-        mbarrier_arrive_expect(full, X_TILE_BYTES);
+        mbarrier_arrive_expect(full, COPIES * COPY_BYTES);
 #pragma unroll
         for (int i = 0; i < COPIES; i++)
-            tensor_copy(operands + turn.number * X_TILE_BYTES + i * (X_TILE_BYTES / COPIES), x, token + i * COPY_TOKENS, col, full);
+            tensor_copy(operands + turn.number * X_TILE_BYTES + i * COPY_STEP * ROW_BYTES, x, token + i * COPY_STEP, col, full);
     }
     __device__ __forceinline__ void advance(const Split& split, int steps) {
         left -= steps;

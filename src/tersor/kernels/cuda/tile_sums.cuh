@@ -12,21 +12,18 @@ struct Staging {
 };
 
 struct Sums {
-    float of[BLOCKS_OF_64][WIDTHS][WIDTH / 2];
+    float of[BLOCKS_OF_64][TOKENS / 2];
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
         for (int m = 0; m < BLOCKS_OF_64; m++)
 #pragma unroll
-            for (int i = 0; i < TOKENS / 2; i++) of[m][i / (WIDTH / 2)][i % (WIDTH / 2)] = 0;
+            for (float& sum : of[m]) sum = 0;
     }
     // += 16 columns of the operand tiles of which a and x are descriptors.
     __device__ __forceinline__ void add(u32 a, u32 x) {
 #pragma unroll
-        for (int m = 0; m < BLOCKS_OF_64; m++)
-#pragma unroll
-            for (int n = 0; n < WIDTHS; n++)
-                wgmma(of[m][n], a + (m * A_BLOCK_BYTES >> 4), x + (n * WIDTH * ROW_BYTES >> 4));
+        for (int m = 0; m < BLOCKS_OF_64; m++) wgmma_all(of[m], a + (m * A_BLOCK_BYTES >> 4), x);
     }
     // The sums of a run's units from `unit` on to the end of their tile or of the run: to y, with the others' parts, or to the
     // tile's owner. Returns the unit after them. `rank`: of the block in its cluster. `quiet` waits until nobody
@@ -36,9 +33,7 @@ struct Sums {
     __device__ __forceinline__ int hand_over(const Output& out, const Split& split, const Run& run, const Parts& parts,
                                              const Landing<COUNT>& landing, Quiet quiet, Staging staging, int unit, int rank) {
 #pragma unroll
-        for (int m = 0; m < BLOCKS_OF_64; m++)
-#pragma unroll
-            for (int n = 0; n < WIDTHS; n++) wgmma_pin(of[m][n]);
+        for (int m = 0; m < BLOCKS_OF_64; m++) wgmma_pin(of[m]);
         unit = uniform(unit);  // from which all is found anew: while the sums grow there are no registers to keep it in
         const int tile = unit / split.stages, tile_end = (tile + 1) * split.stages;
         if (unit > tile * split.stages) {
@@ -55,7 +50,7 @@ struct Sums {
 
 private:
     static constexpr int ROW_QUADS = TOKENS / 8;  // of a thread, in 64 rows
-    __device__ __forceinline__ float* quad(int m, int j) { return &of[m][j / (WIDTH / 8)][j % (WIDTH / 8) * 4]; }
+    __device__ __forceinline__ float* quad(int m, int j) { return &of[m][j * 4]; }
 
     __device__ __forceinline__ void leave(const Parts& parts, const Run& run) {
         const int cluster = run.cluster;
@@ -110,12 +105,15 @@ private:
             for (int j = 0; j < ROW_QUADS; j += 2) {
                 u32 pairs[4];  // of tokens
 #pragma unroll
-                for (int k = 0; k < 2; k++) {
+                for (int k = 0; k < 2 && j + k < ROW_QUADS; k++) {
                     const float* own = quad(m, j + k);
                     pairs[2 * k] = to_bf16x2(own[0] * out.scale + bias.x, own[1] * out.scale + bias.x);
                     pairs[2 * k + 1] = to_bf16x2(own[2] * out.scale + bias.y, own[3] * out.scale + bias.y);
                 }
-                store_matrices_transposed(to + j * (8 * ROW_BYTES), pairs[0], pairs[1], pairs[2], pairs[3]);
+                if (j + 1 < ROW_QUADS)
+                    store_matrices_transposed(to + j * (8 * ROW_BYTES), pairs[0], pairs[1], pairs[2], pairs[3]);
+                else
+                    store_matrices_transposed(to + j * (8 * ROW_BYTES), pairs[0], pairs[1]);
             }
         }
         shared_stores_done();
@@ -126,8 +124,8 @@ private:
                 const int block = group * BLOCKS_OF_64 + m;
 #pragma unroll
                 for (int i = 0; i < COPIES; i++)
-                    tensor_store(*out.y, token_tile * TOKENS + i * COPY_TOKENS, row_tile * TALL + block * 64,
-                                 staging.of(block) + i * (COPY_TOKENS * ROW_BYTES));
+                    tensor_store(*out.y, token_tile * TOKENS + i * COPY_STEP, row_tile * TALL + block * 64,
+                                 staging.of(block) + i * (COPY_STEP * ROW_BYTES));
             }
             tensor_stores_read();
         }

@@ -16,8 +16,9 @@ static_assert(HALF_COLS == 64, "columns of an operand tile: one row of the swizz
 constexpr int CONSUMERS = 4 * GROUPS;           // warps
 constexpr int BLOCKS_OF_64 = TALL / 64 / GROUPS;  // rows of a tile that a warpgroup multiplies, in 64
 constexpr int QUADS = TALL * TOKENS / 4;        // of a tile's sums: a thread's for two rows and two tokens
-constexpr int COPIES = TOKENS / COPY_TOKENS;    // by which a tile's tokens come and go; each has 256 at most
-static_assert(COPIES * COPY_TOKENS == TOKENS && COPY_TOKENS % 8 == 0, "operand tiles begin at multiples of eight rows");
+// By which a tile's tokens come and go, of COPY_TOKENS each, 256 at most. Two may overlap, and do the same there twice.
+constexpr int COPIES = ceil_div(TOKENS, COPY_TOKENS), COPY_STEP = TOKENS - COPY_TOKENS;
+static_assert(COPIES <= 2 && COPY_TOKENS % 8 == 0 && COPY_STEP % 8 == 0, "operand tiles begin at multiples of eight rows");
 
 struct Split {
     int stages, token_tiles;    // stages of a row

@@ -7,7 +7,9 @@
 #pragma once
 #include "warpgroup.cuh"
 
-constexpr int WIDTH = INSTRUCTION_TOKENS, WIDTHS = TOKENS / WIDTH;  // tokens of one instruction
+// Tokens of an instruction, and of the last one of a tile.
+constexpr int WIDTH = INSTRUCTION_TOKENS, WIDTHS = ceil_div(TOKENS, WIDTH), LAST_WIDTH = LAST_TOKENS;
+static_assert((WIDTHS - 1) * WIDTH + LAST_WIDTH == TOKENS);
 constexpr int ROW_BYTES = 128;                 // of an operand tile
 constexpr int A_BLOCK_BYTES = 64 * 2 * ROW_BYTES;  // 64 rows of both tiles of weights
 constexpr int NEXT_TILE = 8 * ROW_BYTES;       // from one of these to the other
@@ -65,10 +67,21 @@ __device__ __forceinline__ u32 descriptor(u32 address) { return 1u << 16 | addre
                  : "+l"(a), "+l"(b), SUMS_##N)
 #define WGMMA(N) WGMMA_OF(N)  // N itself may be a macro
 
-// d += A B, of the tiles with these lower words.
-__device__ __forceinline__ void wgmma(float (&d)[WIDTH / 2], u32 of_a, u32 of_b) {
+// d += A B, of the tiles with these lower words: of N tokens, and of all.
+template <int N>
+__device__ __forceinline__ void wgmma(float* d, u32 of_a, u32 of_b) {
+    static_assert(N == WIDTH || N == LAST_WIDTH);
     u64 a = whole_descriptor(of_a, DESCRIPTOR_A), b = whole_descriptor(of_b, DESCRIPTOR_B);
-    WGMMA(INSTRUCTION_TOKENS);
+    if constexpr (N == WIDTH) {
+        WGMMA(INSTRUCTION_TOKENS);
+    } else {
+        WGMMA(LAST_TOKENS);
+    }
+}
+__device__ __forceinline__ void wgmma_all(float (&d)[TOKENS / 2], u32 of_a, u32 of_b) {
+#pragma unroll
+    for (int n = 0; n < WIDTHS - 1; n++) wgmma<WIDTH>(d + n * (WIDTH / 2), of_a, of_b + (n * WIDTH * ROW_BYTES >> 4));
+    wgmma<LAST_WIDTH>(d + (TOKENS - LAST_WIDTH) / 2, of_a, of_b + ((TOKENS - LAST_WIDTH) * ROW_BYTES >> 4));
 }
 
 // Four 8 x 8 matrices to shared memory, transposed: lane l has elements 2 (l % 4) and one more of row l / 4 of each, and
@@ -77,4 +90,8 @@ __device__ __forceinline__ void store_matrices_transposed(u32 address, u32 a, u3
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(a), "r"(b), "r"(c),
                  "r"(d)
                  : "memory");
+}
+// Two, to where lanes 0 to 15 say.
+__device__ __forceinline__ void store_matrices_transposed(u32 address, u32 a, u32 b) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(address), "r"(a), "r"(b) : "memory");
 }

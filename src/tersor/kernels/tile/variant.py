@@ -12,8 +12,11 @@ from tersor.kernels.tile.split import TILE_ROWS, choose
 
 _HALF_BYTES = 64 * 2  # of a row
 _STRIPS = TILE_ROWS // STRIP_ROWS
-_STRIP_ALIGN = STRIP_ROWS * 2 * _HALF_BYTES  # bytes; where operand tiles begin
+# Bytes: operand tiles begin at multiples of a strip's, and dynamic shared memory where a swizzle may begin.
+_STRIP_ALIGN = STRIP_ROWS * 2 * _HALF_BYTES
+_MOST_GAP = _STRIP_ALIGN - 8 * _HALF_BYTES
 _NOTE_BYTES = 16
+_EIGHT = 8  # tokens; operand tiles begin at multiples of so many rows
 _AT_ONCE = 256  # tokens of an instruction, and of a copy by a tensor map, at most
 _REGISTERS = 1 << 16  # of a multiprocessor
 _SM_SHARED = 228 << 10  # bytes of its shared memory
@@ -63,6 +66,7 @@ class Build(ABC):
             ("CLUSTER", self.cluster),
             ("COPY_TOKENS", self.copy_tokens),
             ("INSTRUCTION_TOKENS", self.instruction_tokens),
+            ("LAST_TOKENS", (self.tokens - 1) % self.instruction_tokens + 1),
         )
 
     @property
@@ -72,8 +76,9 @@ class Build(ABC):
 
     @property
     def copy_tokens(self) -> int:
-        """Tokens that one copy brings or takes away."""
-        return self.tokens // -(-self.tokens // _AT_ONCE)
+        """Tokens that one copy brings or takes away, whole eights; two may overlap."""
+        copies = -(-self.tokens // _AT_ONCE)
+        return -(-self.tokens // copies // _EIGHT) * _EIGHT
 
     @property
     def instruction_tokens(self) -> int:
@@ -116,7 +121,7 @@ class Variant(Build):
         operands = (self.a_slots * TILE_ROWS + self.x_slots * self.tokens) * 2 * _HALF_BYTES
         areas = self.stages * _STRIPS * (geometry.stage_bytes + _record_bytes(geometry, self.kept))
         barriers = 8 * (2 * (self.stages + self.a_slots + self.x_slots) + self.consumers)
-        return _STRIP_ALIGN + operands + areas + barriers
+        return _MOST_GAP + operands + areas + barriers
 
     def keeping(self, kept: int) -> Variant:
         """The same, but for `kept`."""
@@ -160,7 +165,7 @@ class StripVariant(Build):
         """Bytes of dynamic shared memory of a block, laid out as in tile_rings.cuh."""
         operands = (2 * TILE_ROWS + self.x_slots * self.tokens) * _HALF_BYTES
         areas = self.stages * _STRIPS * (geometry.stage_bytes + _record_bytes(geometry, self.kept))
-        return _STRIP_ALIGN + operands + areas + 8 * (2 * (self.stages + 1 + self.x_slots) + self.consumers)
+        return _MOST_GAP + operands + areas + 8 * (2 * (self.stages + 1 + self.x_slots) + self.consumers)
 
     def keeping(self, kept: int) -> StripVariant:
         """The same, but for `kept`."""
@@ -211,7 +216,7 @@ class ClusterVariant(Build):
     def shared(self, geometry: Geometry) -> int:
         """Bytes of dynamic shared memory of a block, laid out as in cluster_rings.cuh."""
         operands = (self.a_slots * 2 * TILE_ROWS + self.x_slots * self.tokens) * _HALF_BYTES
-        return _STRIP_ALIGN + operands + 8 * (2 * (self.a_slots + self.x_slots) + self.consumers)
+        return _MOST_GAP + operands + 8 * (2 * (self.a_slots + self.x_slots) + self.consumers)
 
     def fits(self, geometry: Geometry) -> bool:
         """Whether there is room, in shared memory, and in a decoder's registers for codes of so many bits."""
@@ -250,10 +255,11 @@ _LARGE_FROM = 1 << 26  # weights
 # block are for a few more than 512, which would be two narrow ones; more than 336 would spill. Rings are as deep as
 # helps and has room. Registers where an even share spills: what is dealt out is all that the launch has.
 WIDE = (
-    ClusterVariant(336, 2, 2, 3, registers=(200, 104)),
+    ClusterVariant(336, 2, 3, 3, registers=(200, 104)),
     ClusterVariant(320, 2, 3, 3, registers=(192, 120)),
     *(ClusterVariant(tokens, 2, 3, 3, registers=(184, 136)) for tokens in (304, 288)),
     ClusterVariant(272, 2, 3, 3, registers=(192, 120)),
+    ClusterVariant(264, 2, 3, 3, registers=(184, 136)),
     ClusterVariant(256, 2, 3, 3),
     *(ClusterVariant(tokens, 2, 3, 4) for tokens in (240, 224, 208)),
     ClusterVariant(192, 2, 3, 5, turns=2, registers=(136, 120)),
