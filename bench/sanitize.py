@@ -4,7 +4,7 @@
     compute-sanitizer --tool racecheck python bench/sanitize.py --without-tile
 
 At its first call cuda-bindings asks the driver for each of the five hundred functions that it knows, and a driver
-that is older than the bindings answers CUDA_ERROR_NOT_FOUND for those it lacks. Without `--report-api-errors no`
+that is older than the bindings answers with an error for those it lacks. Without `--report-api-errors no`
 memcheck reports every such answer of cuGetProcAddress as an error: 34 where a driver of CUDA 13.0 meets the
 functions of 13.1 to 13.3. They say nothing of our kernels, whose accesses are checked either way; what the driver
 answers to our own calls, `tersor.kernels.launcher` checks.

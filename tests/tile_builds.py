@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from tersor.format.errors import KernelError
 from tersor.kernels.fused.device import Matrix
 from tersor.kernels.tile import device as tile
 from tersor.kernels.tile.variant import ALONE, VARIANTS, WIDE, Build, fitting
@@ -14,24 +16,37 @@ BUILDS += [*WIDE, ALONE]
 
 
 def _rings(build: Build) -> tuple[object, ...]:
-    """All but how many tokens there are."""
-    own = {**vars(build), "tokens": build.tokens // build.copy_tokens}
+    """All but how many tokens there are, and what follows from that."""
+    own = {**vars(build), "tokens": _parts(build)}
     return type(build), *(own[name] for name in sorted(own))
+
+
+def _parts(build: Build) -> tuple[int, int]:
+    """Of a tile's tokens: those that come one after another, and those that go."""
+    return -(-build.tokens // build.copy_tokens), -(-build.tokens // build.stored_tokens)
 
 
 # One of those that differ by their width alone; one of those that bring activations the same way.
 DISTINCT = list({_rings(build): build for build in reversed(BUILDS)}.values())
-FEW = list(
-    {(type(b), b.cluster, b.tokens // b.copy_tokens, getattr(b, "turns", 1)): b for b in DISTINCT}.values()
-)
+FEW = list({(type(b), b.cluster, _parts(b), getattr(b, "turns", 1)): b for b in DISTINCT}.values())
 # Every way in which hundreds of tokens are multiplied: by layouts, widths and kinds of exceptions one each.
-MANY = [ALONE, *(b for b in WIDE if b.tokens in (80, 192, 240, 272, 304, 336))]
+MANY = [ALONE, *(b for b in WIDE if b.tokens in (80, 176, 192, 240, 264, 272, 304, 336))]
 _PIECE = 8  # rows of y are allocated in whole pieces
 
 
 def name_of(build: Build) -> str:
     """As a test is called."""
     return "-".join(f"{name[:2]}{value}" for name, value in vars(build).items() if value).replace(" ", "")
+
+
+def refused(build: Build, packed: Matrix[Geometry]) -> bool:
+    """Whether the build is not for this matrix; then it must say so."""
+    if build.fits(packed.geometry):
+        return False
+    x = torch.zeros(2, packed.geometry.cols, device="cuda", dtype=torch.bfloat16)
+    with pytest.raises(KernelError, match="no room"):
+        tile.tile_linear(x, packed, None, build)
+    return True
 
 
 def poisoned(

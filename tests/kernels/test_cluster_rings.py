@@ -1,4 +1,4 @@
-"""How blocks of a cluster share weights and fill slots (cuda/cluster_rings.cuh), with warps that run in any order."""
+"""How blocks of a cluster share weights, fill slots and let sums out (cuda/cluster_linear.cu), with warps in any order."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from functools import partial
 
 import pytest
 
-from tersor.kernels.tile.variant import ClusterVariant
+from tersor.kernels.tile.variant import VARIANTS, WIDE, ClusterVariant
+from tersor.kernels.window.layout import Geometry
 
-STRIPS, CONSUMERS, BYTES = 8, 2, 4096
+STRIPS, GROUPS, BYTES = 8, 2, 4096
+WARPS = 2  # of a warpgroup, here
+CONSUMERS = GROUPS * WARPS
 
+GEOMETRY = Geometry(4096, 4096)
 Waiting = Callable[[], bool]
 
 
@@ -42,63 +46,197 @@ class Barrier:
 
 
 class Cluster:
-    """The ring of weights in all blocks; what is in a slot is the stage whose strip it is."""
+    """All blocks' rings; what is in a slot is the stage or step whose weights or activations they are.
 
-    def __init__(self, build: ClusterVariant, stages: int, seed: int) -> None:
-        self.build, self.stages, self.any = build, stages, random.Random(seed)
-        self.blocks, self.slots = range(build.cluster), range(build.a_slots)
+    `run`: stages of its tiles, each of `row` stages, where the first and the last may be cut.
+    """
+
+    def __init__(self, build: ClusterVariant, row: int, run: list[int], seed: int) -> None:
+        self.build, self.row, self.tiles, self.any = build, row, run, random.Random(seed)
+        self.head_is_here = [
+            number > 0 or len(run) == 1 or stages == row for number, stages in enumerate(run)
+        ]
+        self.stages, self.steps = sum(run), 2 * sum(run)
+        self.pieces = -(-build.tokens // build.stored_tokens)
+        self.held_stages = (
+            2 if self.pieces > 2 and not dict(build.program(GEOMETRY).constants)["STAGING_BYTES"] else 1
+        )
+        self.in_turns = build.turns > 1
+        self.ahead = build.x_slots - 1 - self.in_turns
+        self.blocks, self.slots, self.x_slots = range(build.cluster), build.a_slots, build.x_slots
         self.own = STRIPS // build.cluster
-        self.full = [[Barrier(self.own) for _ in self.slots] for _ in self.blocks]
-        self.empty = [[Barrier(CONSUMERS * build.cluster) for _ in self.slots] for _ in self.blocks]
-        self.held = [[[-1] * STRIPS for _ in self.slots] for _ in self.blocks]
-        self.reading = [[0 for _ in self.slots] for _ in self.blocks]
+        self.full = [[Barrier(self.own) for _ in range(self.slots)] for _ in self.blocks]
+        self.empty = [[Barrier(CONSUMERS * build.cluster) for _ in range(self.slots)] for _ in self.blocks]
+        self.x_full = [[Barrier(1) for _ in range(self.x_slots)] for _ in self.blocks]
+        self.x_empty = [[Barrier(CONSUMERS) for _ in range(self.x_slots)] for _ in self.blocks]
+        self.copied = [Barrier(1) for _ in self.blocks]
+        self.back = [[0] * GROUPS for _ in self.blocks]  # warps that have come by, at tiles' ends
+        self.all_back = [0 for _ in self.blocks]
+        self.held = [[[-1] * STRIPS for _ in range(self.slots)] for _ in self.blocks]
+        self.x_held = [[-1] * self.x_slots for _ in self.blocks]
+        # How many read there, copy from there, or have sums there.
+        self.readers = [[[0] * STRIPS for _ in range(self.slots)] for _ in self.blocks]
+        self.x_readers = [[0] * self.x_slots for _ in self.blocks]
         self.quiet = [False for _ in self.blocks]
         self.copies: list[Callable[[], None]] = []  # under way
 
-    def turns(self, first: int = 0, every: int = 1) -> Iterator[tuple[int, int, int]]:
-        """Stage, slot and parity."""
-        for stage in range(first, self.stages, every):
-            yield stage, stage % len(self.slots), stage // len(self.slots) % 2
-
     def write(self, rank: int, slot: int, strip: int, stage: int) -> None:
-        assert not self.quiet[rank] and not self.reading[rank][slot]
+        assert not self.quiet[rank] and not self.readers[rank][slot][strip]
         self.held[rank][slot][strip] = stage
 
     def copy(self, rank: int, other: int, slot: int, strip: int, stage: int) -> None:
         assert self.held[rank][slot][strip] == stage and not self.quiet[rank]  # its source is still there
+        self.readers[rank][slot][strip] -= 1
         self.write(other, slot, strip, stage)
         self.full[other][slot].copied(BYTES)
 
     def decoder(self, rank: int, number: int) -> Generator[Waiting]:
         turn, first = divmod(number, self.own)
         strip = rank * self.own + first
-        for stage, slot, parity in self.turns(turn, self.build.turns):
+        for stage in range(turn, self.stages, self.build.turns):
+            slot, parity = stage % self.slots, stage // self.slots % 2
             yield partial(self.empty[rank][slot].ended, parity ^ 1)
             self.write(rank, slot, strip, stage)
             self.full[rank][slot].arrive((STRIPS - self.own) * BYTES if first == 0 else 0)
             for lane in range(self.build.cluster - 1):
-                other = lane + (lane >= rank)
-                self.copies.append(partial(self.copy, rank, other, slot, strip, stage))
+                self.readers[rank][slot][strip] += 1
+                self.copies.append(partial(self.copy, rank, lane + (lane >= rank), slot, strip, stage))
 
-    def consumer(self, rank: int) -> Generator[Waiting]:
-        for stage, slot, parity in self.turns():
-            yield partial(self.full[rank][slot].ended, parity)
-            assert self.held[rank][slot] == [stage] * STRIPS
-            self.reading[rank][slot] += 1
-            yield lambda: True  # others run
-            self.reading[rank][slot] -= 1
-            for lane in self.blocks:
-                self.empty[lane][slot].arrive()
-        number, parity = self.stages % len(self.slots), self.stages // len(self.slots) % 2
-        for slot in self.slots:
-            last = parity if slot < number else parity ^ 1
-            yield partial(self.empty[rank][slot].ended, last)
-        self.quiet[rank] = True  # parts of cut tiles may come where weights were
+    def ask(self, rank: int, step: int) -> Iterator[Waiting]:
+        if step >= self.steps:
+            return
+        slot, parity = step % self.x_slots, step // self.x_slots % 2
+        yield partial(self.x_empty[rank][slot].ended, parity ^ 1)
+        self.x_full[rank][slot].arrive(BYTES)
+        self.copies.append(partial(self.arrived, rank, slot, step))
 
-    def run(self) -> None:
+    def arrived(self, rank: int, slot: int, step: int) -> None:
+        assert not self.x_readers[rank][slot] and not self.quiet[rank], "written while it is read"
+        self.x_held[rank][slot] = step
+        self.x_full[rank][slot].copied(BYTES)
+
+    def reads(self, rank: int, group: int, stage: int, change: int) -> None:
+        for strip in range(group * 4, group * 4 + 4):
+            self.readers[rank][stage % self.slots][strip] += change
+
+    def give_back(self, stage: int) -> None:
+        for rank in self.blocks:
+            self.empty[rank][stage % self.slots].arrive()
+
+    def consumer(self, rank: int, group: int, warp: int) -> Generator[Waiting]:
+        brings = warp == 0 and (self.in_turns or group == 0)
+        if brings and group == 0:
+            for step in range(self.ahead):
+                yield from self.ask(rank, step)
+        asked = self.ahead + group  # what it asks for next
+        x_empty, x_readers = self.x_empty[rank], self.x_readers[rank]
+        stage = 0
+        for number, stages in enumerate(self.tiles):
+            for k in range(stages):
+                for n in range(2):
+                    step = 2 * stage + n
+                    if n == 0:
+                        yield partial(self.full[rank][stage % self.slots].ended, stage // self.slots % 2)
+                        assert self.held[rank][stage % self.slots] == [stage] * STRIPS
+                        self.reads(rank, group, stage, 1)
+                        if (group, warp) == (1, 1) and k + 1 == self.row and len(self.blocks) > 1:
+                            self.copied[rank ^ 1].arrive()
+                    yield partial(self.x_full[rank][step % self.x_slots].ended, step // self.x_slots % 2)
+                    assert self.x_held[rank][step % self.x_slots] == step
+                    x_readers[step % self.x_slots] += 1
+                    yield lambda: True
+                    settles = k == 0 and number > 0
+                    stored = settles and self.tiles[number - 1] == self.row
+                    if n == 1 and stored and self.pieces > 1:
+                        x_readers[(step - 2) % self.x_slots] -= 1  # sums have been stored from there
+                        x_empty[(step - 2) % self.x_slots].arrive()
+                    if n == 0 and k > 0:
+                        self.reads(rank, group, stage - 1, -1)
+                        if self.held_stages == 1 or k + 1 < stages:
+                            self.give_back(stage - 1)
+                    if n or k:
+                        x_readers[(step - 1) % self.x_slots] -= 1
+                        x_empty[(step - 1) % self.x_slots].arrive()
+                    late = settles and not self.in_turns
+                    for _ in range(2 if late and n else 0 if late else 1):
+                        if brings and (not self.in_turns or n == group):
+                            yield from self.ask(rank, asked)
+                            asked += 1 + self.in_turns
+                    if n == 1 and stored:
+                        yield lambda: True
+                        self.leave(rank, group, stage, self.row)
+                stage += 1
+            self.reads(rank, group, stage - 1, -1)
+            last_x = (2 * stage - 1) % self.x_slots
+            x_readers[last_x] -= 1
+            if self.pieces == 1:
+                x_empty[last_x].arrive()
+            if self.head_is_here[number] and stages == self.row:
+                yield from self.stage_sums(rank, group, number, stage)
+                continue
+            self.give_back(stage - 1)  # a part, or a head that waits for parts
+            if self.held_stages > 1 and stages > 1:
+                self.give_back(stage - 2)
+            if self.pieces > 1:
+                x_empty[last_x].arrive()
+        if self.tiles[-1] < self.row:
+            for slot in range(self.slots):
+                parity = self.stages // self.slots % 2
+                last = parity if slot < self.stages % self.slots else parity ^ 1
+                yield partial(self.empty[rank][slot].ended, last)
+            assert not any(self.x_readers[rank]) and not any(map(any, self.readers[rank]))
+            self.quiet[rank] = True  # parts of cut tiles may come where operands were
+
+    def stage_sums(self, rank: int, group: int, number: int, stage: int) -> Iterator[Waiting]:
+        self.back[rank][group] += 1
+        here = self.back[rank][group] + -self.back[rank][group] % WARPS
+        yield lambda: self.back[rank][group] >= here
+        if len(self.blocks) > 1:
+            yield partial(self.copied[rank].ended, self.tiles[:number].count(self.row) % 2)
+        for held in range(self.held_stages):
+            assert not any(self.readers_but_sums(rank, group, stage - 1 - held)), (
+                "sums come where weights are read"
+            )
+            self.sums(rank, group, stage - 1 - held, 1)
+        if self.pieces > 1:
+            self.all_back[rank] += 1
+            here = self.all_back[rank] + -self.all_back[rank] % CONSUMERS
+            yield lambda: self.all_back[rank] >= here
+            slot = (2 * stage - 1) % self.x_slots
+            assert self.x_held[rank][slot] == 2 * stage - 1, "sums are where activations came"
+            self.x_readers[rank][slot] += 1
+
+    def sums(self, rank: int, group: int, stage: int, change: int) -> None:
+        self.staged[rank, group, stage % self.slots] = (
+            self.staged.get((rank, group, stage % self.slots), 0) + change
+        )
+        self.reads(rank, group, stage, change)
+
+    def readers_but_sums(self, rank: int, group: int, stage: int) -> list[int]:
+        slot = stage % self.slots
+        of_sums = self.staged.get((rank, group, slot), 0)
+        return [count - of_sums for count in self.readers[rank][slot][group * 4 : group * 4 + 4]]
+
+    def leave(self, rank: int, group: int, stage: int, stages: int) -> None:
+        """The sums of the tile that ended before `stage` have been stored."""
+        for held in range(self.held_stages):
+            self.sums(rank, group, stage - 1 - held, -1)
+            self.give_back(stage - 1 - held)
+
+    def all_run(self) -> None:
+        self.staged: dict[tuple[int, int, int], int] = {}
         warps = [self.decoder(rank, i) for rank in self.blocks for i in range(self.build.decoders)]
-        warps += [self.consumer(rank) for rank in self.blocks for _ in range(CONSUMERS)]
+        warps += [
+            self.consumer(rank, group, i)
+            for rank in self.blocks
+            for group in range(GROUPS)
+            for i in range(WARPS)
+        ]
         in_any_order(warps, self.copies, self.any)
+        assert all(
+            held == [max(range(slot, self.steps, self.x_slots), default=-1) for slot in range(self.x_slots)]
+            for held in self.x_held
+        )
 
 
 def in_any_order(
@@ -118,98 +256,27 @@ def in_any_order(
             waiting.append((warp, until))
 
 
-@pytest.mark.parametrize("stages", [1, 2, 3, 7, 12])
-@pytest.mark.parametrize("slots", [2, 3, 4])
-@pytest.mark.parametrize("turns", [1, 2])
-@pytest.mark.parametrize("cluster", [1, 2])
-def test_weights_are_shared_whoever_is_first(cluster: int, turns: int, slots: int, stages: int) -> None:
-    for seed in range(10):
-        Cluster(ClusterVariant(160, cluster, slots, 3, turns=turns), stages, seed).run()
+DISTINCT = {  # those that differ in more than their width
+    (b.cluster, b.a_slots, b.x_slots, b.turns, -(-b.tokens // b.stored_tokens), b.tokens > 304): b
+    for b in (*WIDE, *(b for own in VARIANTS.values() for b in own))
+    if isinstance(b, ClusterVariant)
+}
 
 
-class Activations:
-    """cluster_linear's ring of activations: who asks for them, who reads them, and sums that leave through their slots.
-
-    Two warpgroups of two warps; the first of each may ask. `tiles`: stages of each, two steps a stage.
-    """
-
-    WARPS = 2  # of a warpgroup
-
-    def __init__(self, slots: int, in_turns: bool, tiles: list[int], seed: int) -> None:
-        self.slots, self.in_turns, self.tiles, self.any = slots, in_turns, tiles, random.Random(seed)
-        self.steps, self.ahead = 2 * sum(tiles), slots - 2
-        self.full = [Barrier(1) for _ in range(slots)]
-        self.empty = [Barrier(2 * self.WARPS) for _ in range(slots)]
-        self.held = [-1] * slots
-        self.readers = [0] * slots
-        self.sums = [0] * slots  # warps whose sums are there
-        self.back = 0  # warps that have come to the end of a tile, of all
-        self.copies: list[Callable[[], None]] = []
-
-    def arrive(self, step: int) -> None:
-        slot = step % self.slots
-        assert not self.readers[slot] and not self.sums[slot], "written while it is read"
-        self.held[slot] = step
-        self.full[slot].copied(BYTES)
-
-    def ask(self, step: int) -> Iterator[Waiting]:
-        if step >= self.steps:
-            return
-        slot, parity = step % self.slots, step // self.slots % 2
-        yield partial(self.empty[slot].ended, parity ^ 1)
-        self.full[slot].arrive(BYTES)
-        self.copies.append(partial(self.arrive, step))
-
-    def warp(self, group: int, warp: int) -> Generator[Waiting]:
-        brings = warp == 0 and (self.in_turns or group == 0)
-        if brings and group == 0:
-            for step in range(self.ahead):
-                yield from self.ask(step)
-        asked = self.ahead + group  # what it asks for next
-        step = 0
-        for number, stages in enumerate(self.tiles):
-            for k in range(stages):
-                for n in range(2):
-                    if brings and not self.in_turns:
-                        yield from self.ask(asked)
-                        asked += 1
-                    slot = step % self.slots
-                    yield partial(self.full[slot].ended, step // self.slots % 2)
-                    assert self.held[slot] == step
-                    self.readers[slot] += 1  # to the end of the next step, or of the tile
-                    yield lambda: True
-                    if k or n:
-                        self.readers[(step - 1) % self.slots] -= 1
-                    if (k + 1 < stages) if n else k > 0:
-                        self.empty[(step - 1) % self.slots].arrive()
-                    if brings and self.in_turns and n == group:
-                        yield from self.ask(asked)
-                        asked += 2
-                    step += 1
-            last = [(step - 2) % self.slots, (step - 1) % self.slots]
-            self.readers[last[1]] -= 1
-            self.back += 1
-            yield lambda all_back=(number + 1) * 2 * self.WARPS: self.back >= all_back
-            assert not any(self.readers[slot] for slot in last), "sums come where activations are read"
-            for slot in last:
-                assert self.held[slot] in (step - 2, step - 1), "sums are where activations came"
-                self.sums[slot] += 1
-            yield lambda: True  # they are stored
-            for slot in last:
-                self.sums[slot] -= 1
-                self.empty[slot].arrive()
-
-    def run(self) -> None:
-        warps = [self.warp(group, i) for group in range(2) for i in range(self.WARPS)]
-        in_any_order(warps, self.copies, self.any)
-        assert self.held == [
-            max(range(slot, self.steps, self.slots), default=-1) for slot in range(self.slots)
-        ]
-
-
-@pytest.mark.parametrize("tiles", [[1], [1, 1, 1], [2, 1, 3], [5], [4, 7]], ids=str)
-@pytest.mark.parametrize("slots", [3, 4, 5, 6])
-@pytest.mark.parametrize("in_turns", [False, True])
-def test_activations_come_in_order_whoever_is_first(in_turns: bool, slots: int, tiles: list[int]) -> None:
-    for seed in range(20):
-        Activations(slots, in_turns, tiles, seed).run()
+@pytest.mark.parametrize("row", [3, 4, 5, 9])
+@pytest.mark.parametrize("build", DISTINCT.values(), ids=str)
+def test_operands_and_sums_share_slots_whoever_is_first(build: ClusterVariant, row: int) -> None:
+    if row < build.a_slots:
+        assert not build.fits(Geometry(4096, 64 * (2 * row - 1)))
+        return
+    for seed in range(8):
+        for begin, whole, end in (
+            (0, 1, 0),
+            (1, 2, 0),
+            (row - 1, 1, 1),
+            (0, 3, row - 1),
+            (0, 0, 1),
+            (2, 0, 2),
+        ):
+            run = [n for n in (begin, *[row] * whole, end) if n]
+            Cluster(build, row, run, seed).all_run()

@@ -41,7 +41,7 @@ private:
 // Warp `decoder` of DECODERS in block `rank`.
 __device__ __forceinline__ void decode_strip(const Weights& w, u32 operands, const Barriers& b, int decoder, int rank, int begin,
                                              int end) {
-    const int lane = threadIdx.x % WARP, turn = decoder / OWN_STRIPS, first = decoder % OWN_STRIPS;
+    const int lane = thread_anew() % WARP, turn = decoder / OWN_STRIPS, first = decoder % OWN_STRIPS;
     const int own = rank * OWN_STRIPS + first;  // of the strips of a tile
     const Pieces pieces(lane);
     const u32 strips = operands + own * STRIP_BYTES;

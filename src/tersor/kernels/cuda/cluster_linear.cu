@@ -19,15 +19,23 @@ constexpr int THREADS = (CONSUMERS + DECODERS) * WARP;
 constexpr bool DEALT = CONSUMER_REGISTERS > 0;  // consumers have more registers than decoders
 static_assert(!DEALT || DECODERS % 4 == 0, "registers are given out to warpgroups");
 // Tiles of few tokens are multiplied in less time than it takes a lane to ask for activations. So there the warpgroups ask
-// in turns, and when they have issued a step rather than before it.
+// in turns, and for a slot that the step before the last one gave back.
 constexpr bool IN_TURNS = TURNS > 1;
 static_assert(!IN_TURNS || GROUPS == 2);
-constexpr int AHEAD = X_SLOTS - 2;  // steps from asking for activations to their product: a slot more is being read still
-static_assert(AHEAD >= 1, "who asks for a slot has given it back before");
-constexpr int COPY_BYTES = COPY_TOKENS * ROW_BYTES;
-constexpr int X_AT = A_SLOTS * A_BYTES, BARRIERS_AT = X_AT + X_SLOTS * X_TILE_BYTES;
+constexpr int AHEAD = X_SLOTS - 1 - IN_TURNS;  // steps that are asked for when none has been multiplied
+static_assert(AHEAD >= 1);
+constexpr int X_AT = A_SLOTS * A_BYTES, STAGING_AT = X_AT + X_SLOTS * X_TILE_BYTES, BARRIERS_AT = STAGING_AT + STAGING_BYTES;
 
-// Activations, AHEAD steps before they are multiplied. A lane of a consuming warp asks for them: it has itself read the slot
+// What a consuming warp knows and needs seldom, in shared memory while sums need the registers. A tile of rows whose head is
+// elsewhere is -1 - itself.
+struct Parked {
+    int rows, tokens, unit;  // the tile, and the unit after it
+    u32 odd, whole;          // whether there was an odd number of whole ones, and whether it is one
+    int left, col, token;    // ActivationFeed
+    u32 slot, parity;
+};
+
+// Activations. A lane of a consuming warp asks for them: it has itself read the slot
 // that it fills again, and there is nobody else. It takes some hundred cycles, and twice that if this is not in registers.
 struct ActivationFeed {
     int left, col;  // steps of the run; of the row, columns
@@ -44,10 +52,17 @@ struct ActivationFeed {
         if (left <= 0) return;
         const u32 full = b.x_full + turn.number * 8;
         mbarrier_wait(full + X_SLOTS * 8, turn.parity ^ 1);
-        mbarrier_arrive_expect(full, COPIES * COPY_BYTES);
+        mbarrier_arrive_expect(full, COPIES * COPY_TOKENS * ROW_BYTES);
 #pragma unroll
         for (int i = 0; i < COPIES; i++)
-            tensor_copy(operands + turn.number * X_TILE_BYTES + i * COPY_STEP * ROW_BYTES, x, token + i * COPY_STEP, col, full);
+            tensor_copy(operands + turn.number * X_TILE_BYTES + copy_begin(i) * ROW_BYTES, x, token + copy_begin(i), col, full);
+    }
+    // To memory, by one lane, and back, by all.
+    __device__ __forceinline__ void park(Parked& at) const {
+        at.left = left, at.col = col, at.token = token, at.slot = turn.number, at.parity = turn.parity;
+    }
+    __device__ __forceinline__ void resume(const Parked& at) {
+        left = at.left, col = at.col, token = at.token, turn.number = at.slot, turn.parity = at.parity;
     }
     __device__ __forceinline__ void advance(const Split& split, int steps) {
         left -= steps;
@@ -57,6 +72,41 @@ struct ActivationFeed {
             col -= split.stages * STAGE_COLS, token += CLUSTER * TOKENS;
             if (token >= split.token_tiles * CLUSTER * TOKENS) token -= split.token_tiles * CLUSTER * TOKENS;
         }
+    }
+};
+
+// Where a tile's sums are on their way to y, in pieces: a warpgroup's own rows of the last stage of weights, so that the first
+// piece waits for nobody in its block; where the last activations were, so that those of the next tile's first steps come
+// meanwhile; and of more than 256 tokens the third in room of its own or, if there is none, the stage of weights before.
+//
+// Half of the weights are still the source of copies to the other block, which therefore tells (`copied`) when it has those of
+// a whole tile's last stage: early, when it begins to multiply them. (Where tiles are cut nobody stages, or all have met.) It
+// cannot be a whole tile further, and the barrier by two phases, where a row has A_SLOTS stages or more.
+constexpr int STAGES_HELD = PIECES > 2 && STAGING_BYTES == 0 ? 2 : 1;
+constexpr int PIECE_BYTES = STORED_TOKENS * ROW_BYTES;
+static_assert(GROUPS == 2 && PIECES <= 3 && PIECE_BYTES <= A_BLOCK_BYTES && (PIECES == 1 || 2 * PIECE_BYTES <= X_TILE_BYTES));
+static_assert(STAGING_BYTES == 0 || STAGING_BYTES == 2 * PIECE_BYTES);
+
+constexpr int TELLING = 5 * WARP;  // the thread that tells, which neither asks nor stores
+
+template <typename Spare>
+struct ReadOperands {
+    u32 operands;
+    const Turn<A_SLOTS>& weights;  // the next ones
+    const Turn<X_SLOTS>& activations;
+    Spare spare;  // it will not be used
+    u32 copied;
+    const Parked& parked;
+
+    __device__ __forceinline__ u32 of(int block, int piece) const {
+        if (piece == 1) return operands + X_AT + activations.before(1) * X_TILE_BYTES + block * PIECE_BYTES;
+        if (piece == 2 && STAGING_BYTES) return operands + STAGING_AT + block * PIECE_BYTES;
+        return operands + (piece == 0 ? weights.before(1) : weights.before(2)) * A_BYTES + block * A_BLOCK_BYTES;
+    }
+    __device__ __forceinline__ void await(int piece) const {
+        if (piece == 0) barrier_sync(2 + threadIdx.x / (4 * WARP), 4 * WARP);  // a warp's rows are read by itself
+        if (piece == 0 && CLUSTER > 1 && parked.whole) mbarrier_wait(copied, parked.odd);
+        if (piece == 1) barrier_sync(1, CONSUMERS * WARP);
     }
 };
 
@@ -85,38 +135,84 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
     Sums sums;
     Turn<A_SLOTS> turn_a;
     Turn<X_SLOTS> turn;
-    int unit = uniform(run.begin);
+    u32 weights = 0, activations = 0;  // barriers `empty` of the slots before the next ones
+    const auto weights_read = [&] {
+        if (lane < CLUSTER) mbarrier_arrive_at(weights);
+    };
+    const auto activations_read = [&] {
+        if (lane == CLUSTER) mbarrier_arrive(activations);
+    };
+    __shared__ Parked all_parked[CONSUMERS];
+    Parked& parked = all_parked[threadIdx.x / WARP];
+    if (lane == 0) {
+        const int2 tile = w.split.place(run.begin);
+        parked.rows = run.begin % w.split.stages ? -1 - tile.x : tile.x, parked.tokens = tile.y, parked.odd = 0;
+    }
+    __syncwarp();
+    int unit = uniform(run.begin), stages = uniform(w.split.in_tile(unit, run.end));
+    sums.clear();
 #pragma unroll 1
-    while (unit < run.end) {
-        const int stages = w.split.in_tile(unit, run.end);
-        sums.clear();
-        u32 read_a = 0, read = 0;  // the slots before
+    while (true) {
+        // What a tile's last steps have read, and its sums may pass through before it is given back: activations, of `steps`
+        // ago, and weights.
+        const auto last_activations_read = [&](int steps) {
+            if (PIECES > 1 && lane == CLUSTER) mbarrier_arrive(b.x_empty + turn.before(steps) * 8);
+        };
+        const auto last_weights_read = [&](int stages) {
+            if (lane < CLUSTER) mbarrier_arrive_at(a_empty + turn_a.before(1) * 8);
+            if (STAGES_HELD > 1 && stages > 1 && lane < CLUSTER) mbarrier_arrive_at(a_empty + turn_a.before(2) * 8);
+        };
+        const bool settles = uniform(unit > run.begin);  // what the tile before left, when two steps are under way
+        // The first stage and the others: the same text twice, so that what is done once is not asked for at every stage.
+#pragma unroll
+        for (int later = 0; later < 2; later++) {
 #pragma unroll 1
-        for (int k = 0; k < stages; k++) {
+            for (int k = later; k < (later ? stages : 1); k++) {
 #pragma unroll
-            for (int n = 0; n < 2; n++) {
-                if (!IN_TURNS) bring(n);
-                if (n == 0) mbarrier_wait(b.a_full + turn_a.number * 8, turn_a.parity);
-                mbarrier_wait(b.x_full + turn.number * 8, turn.parity);
-                const u32 a_at = a_tiles + (turn_a.number * A_BYTES + n * NEXT_TILE >> 4);
-                const u32 x_at = x_tiles + turn.number * (X_TILE_BYTES >> 4);
-                wgmma_begin();
+                for (int n = 0; n < 2; n++) {
+                    const bool first = !later && n == 0;
+                    if (n == 0) mbarrier_wait(b.a_full + turn_a.number * 8, turn_a.parity);
+                    if (n == 0 && k + 1 == w.split.stages && thread_anew() == TELLING) b.tell_copied(rank ^ 1);
+                    mbarrier_wait(b.x_full + turn.number * 8, turn.parity);
+                    const u32 a_at = a_tiles + (turn_a.number * A_BYTES + n * NEXT_TILE >> 4);
+                    const u32 x_at = x_tiles + turn.number * (X_TILE_BYTES >> 4);
+                    wgmma_begin();
 #pragma unroll
-                for (int i = 0; i < 4; i++) sums.add(a_at + i * DESCRIPTOR_STEP, x_at + i * DESCRIPTOR_STEP);
-                wgmma_commit();
-                wgmma_wait<1>();
-                if (n == 0 && k > 0 && lane < CLUSTER) mbarrier_arrive_at(a_empty + read_a * 8);
-                // The last two steps' activations give their place to sums before it is given back.
-                if ((n ? k + 1 < stages : k > 0) && lane == CLUSTER) mbarrier_arrive(b.x_empty + read * 8);
-                read = turn.number;
-                if (IN_TURNS) bring(n);
-                turn.advance();
+                    for (int i = 0; i < 4; i++) sums.add(a_at + i * DESCRIPTOR_STEP, x_at + i * DESCRIPTOR_STEP, !first || i > 0);
+                    wgmma_commit();
+                    bool stored = false;
+                    if (!later && n == 1 && settles) {
+                        stored = unit - run.begin >= w.split.stages;
+                        sums.settle_part(run, parts, !stored);
+                        sums.settle_second();
+                        if (stored) last_activations_read(2);
+                        if (lane == 0) {
+                            const bool more = parked.tokens + 1 < w.split.token_tiles;
+                            parked.rows = (parked.rows < 0 ? -1 - parked.rows : parked.rows) + !more;
+                            parked.tokens = more ? parked.tokens + 1 : 0, parked.odd ^= stored;
+                        }
+                        __syncwarp();
+                    }
+                    wgmma_wait<1>();
+                    if (later && n == 0 && (STAGES_HELD == 1 || k + 1 < stages)) weights_read();
+                    if (!first) activations_read();
+                    activations = b.x_empty + turn.number * 8;
+                    // The first asks later, for a slot by way of which sums are stored.
+                    if (!later && !IN_TURNS) {
+                        if (n == 1 && settles) bring(0);
+                        if (n == 1 || !settles) bring(n);
+                    } else {
+                        bring(n);
+                    }
+                    if (stored) sums.settle_stores(), last_weights_read(w.split.stages);
+                    turn.advance();
+                }
+                weights = a_empty + turn_a.number * 8;
+                turn_a.advance();
             }
-            read_a = turn_a.number;
-            turn_a.advance();
         }
         wgmma_wait<0>();
-        if (lane < CLUSTER) mbarrier_arrive_at(a_empty + read_a * 8);
+        if (PIECES == 1) activations_read();
         const Landing<BARRIERS_AT / (CONSUMERS * PART_BYTES)> landing(operands, b.landed);
         const auto quiet = [&] {  // here and in those who share these weights: a block copies its strips to them
             for (int i = 0; i < A_SLOTS; i++) {
@@ -124,17 +220,26 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
                 mbarrier_wait(b.a_empty + i * 8, last);
             }
         };
-        const u32 before = read ? read - 1 : X_SLOTS - 1;  // a tile has two steps at least
-        const Staging staging{operands_x + before * X_TILE_BYTES, (read - before) * X_TILE_BYTES};
-        unit = sums.hand_over(out, w.split, run, parts, landing, quiet, staging, unit, rank);
-        if (lane == CLUSTER) mbarrier_arrive(b.x_empty + before * 8), mbarrier_arrive(b.x_empty + read * 8);
+        const auto spare = [&] { last_activations_read(1), last_weights_read(stages); };
+        const ReadOperands<decltype(spare)> staging{operands, turn_a, turn, spare, b.copied, parked};
+        if (lane == 0) parked.unit = unit + stages, parked.whole = stages == w.split.stages, feed.park(parked);
+        __syncwarp();
+        const int2 tile = make_int2(parked.rows, parked.tokens * CLUSTER + rank);
+        sums.hand_over(out, w.split, run, parts, landing, quiet, staging, tile, stages, tile.x >= 0);
+        unit = uniform(parked.unit), feed.resume(parked);
+        if (unit == run.end) {
+            sums.settle_part(run, parts, parked.rows < 0);
+            break;
+        }
+        stages = min(run.end - unit, w.split.stages);
     }
+    sums.settle_stores();
 }
 
 extern "C" __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS, 1)
 cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, const u8* __restrict__ records,
                const __grid_constant__ TensorMap x,  // [tokens][cols] bfloat16, COPY_TOKENS x HALF_COLS at a time
-               const __grid_constant__ TensorMap y,  // [tokens][rows] bfloat16, COPY_TOKENS x 64 at a time
+               const __grid_constant__ TensorMap y,  // [tokens][rows] bfloat16, STORED_TOKENS x 64 at a time
                const u16* __restrict__ bias, // [rows] bfloat16 or null
                float4* __restrict__ partial, // [clusters][CLUSTER][QUADS], where tiles are cut
                u32* __restrict__ flags,      // [clusters][CLUSTER][CONSUMERS], zero

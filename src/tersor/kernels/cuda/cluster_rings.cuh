@@ -15,15 +15,21 @@
 #include "tile_patches.cuh"
 
 constexpr int OWN_STRIPS = STRIPS / CLUSTER, TURNS = DECODERS / OWN_STRIPS;  // decoders of a strip take turns by stages
+static_assert(CLUSTER <= 2, "a block tells one other that it has its copies");
 constexpr int COPIED = (STRIPS - OWN_STRIPS) * STRIP_BYTES;                  // of a stage of weights
 static_assert(DECODERS == TURNS * OWN_STRIPS && TURNS <= A_SLOTS);
 
 struct Barriers {
     u32 a_full, a_empty, x_full, x_empty, landed;  // landed: [CONSUMERS]
+    u32 copied;                                    // ends when the other block has all of a tile's weights
 
     __device__ __forceinline__ Barriers(u32 begin)
         : a_full(begin), a_empty(a_full + A_SLOTS * 8), x_full(a_empty + A_SLOTS * 8), x_empty(x_full + X_SLOTS * 8),
-          landed(x_empty + X_SLOTS * 8) {}
+          landed(x_empty + X_SLOTS * 8), copied(landed + CONSUMERS * 8) {}
+    // For the other block of the cluster, which is `rank`.
+    __device__ __forceinline__ void tell_copied(int rank) const {
+        if constexpr (CLUSTER > 1) mbarrier_arrive_at(address_of_rank(copied, rank));
+    }
     // Where lane `lane` of CLUSTER tells one block that its weights have been read.
     __device__ __forceinline__ u32 a_empty_of(int lane) const { return lane < CLUSTER ? address_of_rank(a_empty, lane) : 0; }
     __device__ __forceinline__ void init() const {
@@ -31,6 +37,7 @@ struct Barriers {
         for (int i = 0; i < A_SLOTS; i++) mbarrier_init(a_empty + i * 8, CONSUMERS * CLUSTER);
         for (int i = 0; i < X_SLOTS; i++) mbarrier_init(x_full + i * 8, 1), mbarrier_init(x_empty + i * 8, CONSUMERS);
         for (int i = 0; i < CONSUMERS; i++) mbarrier_init(landed + i * 8, 1);
+        mbarrier_init(copied, 1);
         mbarrier_init_done();
     }
 };

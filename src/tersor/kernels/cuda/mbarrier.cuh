@@ -100,9 +100,12 @@ __device__ __forceinline__ void tensor_store(const TensorMap& to, int row, int c
 }
 // A kernel's parameter to where copies find it.
 __device__ __forceinline__ void prefetch(const TensorMap& map) { asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory"); }
-// Until this thread's stores have read shared memory. That they are made, the end of the kernel waits for.
+// This thread's stores since the last call are a group. Wait until all groups but the last N have read shared memory. That
+// stores are made, the end of the kernel waits for.
+__device__ __forceinline__ void tensor_stores_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+template <int N>
 __device__ __forceinline__ void tensor_stores_read() {
-    asm volatile("cp.async.bulk.commit_group;\n\tcp.async.bulk.wait_group.read 0;" ::: "memory");
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(N) : "memory");
 }
 // What others stored to global memory, and this thread has seen, for its bulk copies to see.
 __device__ __forceinline__ void global_stores_seen() { asm volatile("fence.proxy.async.global;" ::: "memory"); }

@@ -78,8 +78,9 @@ __device__ __forceinline__ const u16* element(const u16* of, u32 i) {
 
 // A flag in global memory, 0 or 1. Who sees it raised also sees what was stored before, by this thread or by those that it
 // has met in a barrier.
-__device__ __forceinline__ void signal(u32* flag) {
-    asm volatile("st.release.gpu.global.u32 [%0], 1;" ::"l"(flag) : "memory");
+__device__ __forceinline__ void signal_if(bool so, u32* flag) {
+    asm volatile("{\n.reg .pred so;\nsetp.ne.u32 so, %0, 0;\n@so st.release.gpu.global.u32 [%1], 1;\n}" ::"r"((u32)so), "l"(flag)
+                 : "memory");
 }
 // Wait for it, as a whole warp, but not for ever: a flag that is never raised is an error in a kernel and must not hang the
 // GPU. All in assembly: with a loop that the compiler sees it makes every wgmma wait for the one before.
@@ -108,6 +109,12 @@ __device__ __forceinline__ void fewer_registers() {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
 }
 
+// threadIdx.x, read anew: what follows from it is not also kept in another form, where registers are few.
+__device__ __forceinline__ int thread_anew() {
+    int thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
 // What is the same in all lanes; now the compiler knows it.
 __device__ __forceinline__ int uniform(int v) { return __shfl_sync(ALL_LANES, v, 0); }
 

@@ -112,7 +112,12 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
         const Landing<AREAS_AT / (CONSUMERS * PART_BYTES)> landing(operands_a, b.landed);
         const auto quiet = [] { barrier_sync(1, CONSUMERS * WARP); };
         const Staging staging{operands_x + before * X_BYTES, (read - before) * X_BYTES};
-        unit = sums.hand_over(out, w.split, run, parts, landing, quiet, staging, unit, 0);
+        const bool head = unit % w.split.stages == 0;
+        const int2 tile = w.split.place(unit);
+        unit += stages;
+        sums.hand_over(out, w.split, run, parts, landing, quiet, staging, tile, stages, head);
+        sums.settle_part(run, parts, !head);
+        sums.settle_stores();
         if (leader) mbarrier_arrive(b.x_empty + before * 8), mbarrier_arrive(b.x_empty + read * 8);
     }
 }

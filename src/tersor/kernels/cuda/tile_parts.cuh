@@ -45,10 +45,11 @@ struct Parts {
     // What this warp of the block of the same rank left.
     __device__ __forceinline__ float4* of(int cluster) const { return sums + (long long)number(cluster) * (WARP_QUADS * WARP); }
     __device__ __forceinline__ u32* flag(int cluster) const { return flags + number(cluster); }
-    // All that this warp has of the cluster's part has been stored.
-    __device__ __forceinline__ void left(int cluster) const {
+    // All that this warp has of the cluster's part has been stored, if `so`. (With a condition around it
+    // the compiler would doubt that warps are in step, and reckon descriptors lane by lane.)
+    __device__ __forceinline__ void left(int cluster, bool so) const {
         __syncwarp();
-        if (threadIdx.x % WARP == 0) signal(flag(cluster));
+        signal_if(so && threadIdx.x % WARP == 0, flag(cluster));
     }
     // Until those of `count` clusters, 32 at most, are there. Nobody raises the flags again before the next launch, so
     // that they are lowered at once.

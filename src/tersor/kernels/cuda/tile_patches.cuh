@@ -43,12 +43,13 @@ struct Patches {
     // Of the record in `memory`.
     __device__ __forceinline__ void take(const RecordWords& record, const u8* memory, int lane) {
         count = record.count;
+        const int left = count - lane;  // more than k x WARP, if this lane has a k-th
         more = (const u32*)(memory + RECORD_HEAD);
 #pragma unroll
         for (int k = 0; k < KEPT; k++) {
             const u32 entry = record.entries[k];  // beyond the last one: anything
             values[k] = entry >> 16;
-            places[k] = k * WARP + lane < count ? placed(entry) : NOWHERE;
+            places[k] = k * WARP < left ? placed(entry) : NOWHERE;
         }
     }
     // `record` in shared memory holds the first RECORD_BYTES of the one in `memory`.

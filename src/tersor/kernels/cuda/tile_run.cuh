@@ -14,6 +14,8 @@ struct Turn {
         number += slots;
         if (number >= RING) number -= RING, parity ^= 1;
     }
+    // The place so many before this one, fewer than there are.
+    __device__ __forceinline__ u32 before(u32 slots) const { return number >= slots ? number - slots : number + RING - slots; }
 };
 
 struct Weights {

@@ -5,10 +5,18 @@
 
 constexpr int STORING = 3 * WARP;  // of a warpgroup, the thread that stores; others have other work
 
-// Where a tile's sums are on their way to y: operand tiles of activations, which are as large, one for each 64 rows.
+// Where a tile's sums are on their way to y: two operand tiles of activations, one for each 64 rows. A kernel that has them
+// elsewhere has a struct like this.
 struct Staging {
     u32 first, apart;
-    __device__ __forceinline__ u32 of(int block) const { return first + block * apart; }
+    // Of a piece of 64 rows' sums.
+    __device__ __forceinline__ u32 of(int block, int piece) const { return first + block * apart + piece_begin(piece) * ROW_BYTES; }
+    // Until nobody needs what is there. All warps come by.
+    __device__ __forceinline__ void await(int piece) const {
+        if (piece == 0) barrier_sync(1, CONSUMERS * WARP);
+    }
+    // It will not be used.
+    __device__ __forceinline__ void spare() const {}
 };
 
 struct Sums {
@@ -20,36 +28,46 @@ struct Sums {
 #pragma unroll
             for (float& sum : of[m]) sum = 0;
     }
-    // += 16 columns of the operand tiles of which a and x are descriptors.
-    __device__ __forceinline__ void add(u32 a, u32 x) {
+    // += 16 columns of the operand tiles of which a and x are descriptors, or = where there are no `more` sums to add to.
+    __device__ __forceinline__ void add(u32 a, u32 x, bool more = true) {
 #pragma unroll
-        for (int m = 0; m < BLOCKS_OF_64; m++) wgmma_all(of[m], a + (m * A_BLOCK_BYTES >> 4), x);
+        for (int m = 0; m < BLOCKS_OF_64; m++) wgmma_all(of[m], a + (m * A_BLOCK_BYTES >> 4), x, more);
     }
-    // The sums of a run's units from `unit` on to the end of their tile or of the run: to y, with the others' parts, or to the
-    // tile's owner. Returns the unit after them. `rank`: of the block in its cluster. `quiet` waits until nobody
-    // reads operands any more; then `landing` is free. `staging` is free when this warp's product is done, and
-    // for others when all warps are back.
-    template <typename Quiet, int COUNT>
-    __device__ __forceinline__ int hand_over(const Output& out, const Split& split, const Run& run, const Parts& parts,
-                                             const Landing<COUNT>& landing, Quiet quiet, Staging staging, int unit, int rank) {
+    // The sums of `stages` units: to y, with the others' parts, or, where they are not the tile's `head`, to its owner. `quiet`
+    // waits until nobody reads operands any more; then `landing` is free. All must be settled, and then `staging` is free.
+    template <typename Quiet, typename Place, int COUNT>
+    __device__ __forceinline__ void hand_over(const Output& out, const Split& split, const Run& run, const Parts& parts,
+                                              const Landing<COUNT>& landing, Quiet quiet, const Place& staging, int2 tile,
+                                              int stages, bool head) {
 #pragma unroll
         for (int m = 0; m < BLOCKS_OF_64; m++) wgmma_pin(of[m]);
-        unit = uniform(unit);  // from which all is found anew: while the sums grow there are no registers to keep it in
-        const int tile = unit / split.stages, tile_end = (tile + 1) * split.stages;
-        if (unit > tile * split.stages) {
-            leave(parts, run);
-        } else {
-            if (run.end < tile_end) {
+        if (head) {
+            if (stages < split.stages) {
+                staging.spare();
                 quiet();
                 add_parts(parts, landing, run);
+                barrier_sync(1, CONSUMERS * WARP);  // others' parts may have come to where this warp's sums are staged
             }
-            write(out, staging, tile / split.token_tiles, tile % split.token_tiles * CLUSTER + rank);
+            write(out, staging, tile.x, tile.y);
+        } else {
+            staging.spare();
+            leave(parts, run);
         }
-        return min(run.end, tile_end);
     }
+    // What remains to be done for sums that were handed over: they are on their way, and better waited for when there is other
+    // work. Tell the owner that a `part` is there.
+    __device__ __forceinline__ void settle_part(const Run& run, const Parts& parts, bool part) const { parts.left(run.cluster, part); }
+    // Until all of the staging has been read, or its second piece, which goes first.
+    __device__ __forceinline__ void settle_stores() const { stores_read<0>(); }
+    __device__ __forceinline__ void settle_second() const { stores_read<PIECES - 1 ? 1 : 0>(); }
 
 private:
     static constexpr int ROW_QUADS = TOKENS / 8;  // of a thread, in 64 rows
+    template <int BUT>
+    static __device__ __forceinline__ void stores_read() {
+        if (threadIdx.x % (4 * WARP) == STORING) tensor_stores_read<BUT>();
+        __syncwarp();
+    }
     __device__ __forceinline__ float* quad(int m, int j) { return &of[m][j * 4]; }
 
     __device__ __forceinline__ void leave(const Parts& parts, const Run& run) {
@@ -62,7 +80,6 @@ private:
                 const float* own = quad(m, j);
                 part[(m * ROW_QUADS + j) * WARP] = make_float4(own[0], own[1], own[2], own[3]);
             }
-        parts.left(cluster);
     }
     // Of the clusters after this one.
     template <int COUNT>
@@ -92,28 +109,35 @@ private:
     }
     // By way of shared memory: 16 bytes of each of 8 tokens at a time would keep the stores busy for longer than a tile's
     // multiplication leaves.
-    __device__ __forceinline__ void write(const Output& out, Staging staging, int row_tile, int token_tile) {
-        const int group = threadIdx.x / (4 * WARP), warp = threadIdx.x / WARP % 4, lane = threadIdx.x % WARP;
-        barrier_sync(1, CONSUMERS * WARP);  // nobody reads operands any more, or parts that came there
+    template <typename Place>
+    __device__ __forceinline__ void write(const Output& out, const Place& staging, int row_tile, int token_tile) {
+        const int group = threadIdx.x / (4 * WARP);
 #pragma unroll
-        for (int m = 0; m < BLOCKS_OF_64; m++) {
-            const int block = group * BLOCKS_OF_64 + m;
-            const float2 bias = out.biases(row_tile * TALL + block * 64 + warp * 16 + lane / 4);
-            // Matrices of 8 rows x 8 tokens: rows and the next eight, tokens and the next eight.
-            const u32 to = staging.of(block) + (lane / 16 * 8 + lane % 8) * ROW_BYTES + ((warp * 2 + lane / 8 % 2 ^ lane % 8) << 4);
+        for (int i = 0; i < PIECES; i++) {
+            staging.await(i);
+            const int thread = thread_anew(), warp = thread / WARP % 4, lane = thread % WARP;
 #pragma unroll
-            for (int j = 0; j < ROW_QUADS; j += 2) {
-                u32 pairs[4];  // of tokens
+            for (int m = 0; m < BLOCKS_OF_64; m++) {
+                const int block = group * BLOCKS_OF_64 + m;
+                const float2 bias = out.biases(row_tile * TALL + block * 64 + warp * 16 + lane / 4);
+                // Matrices of 8 rows x 8 tokens: rows and the next eight, tokens and the next eight.
+                const u32 to = staging.of(block, i) + (lane / 16 * 8 + lane % 8) * ROW_BYTES +
+                               ((warp * 2 + lane / 8 % 2 ^ lane % 8) << 4);
+                const auto pairs = [&](int j) {
+                    const float* own = quad(m, piece_begin(i) / 8 + j);
+                    return make_uint2(to_bf16x2(own[0] * out.scale + bias.x, own[1] * out.scale + bias.x),
+                                      to_bf16x2(own[2] * out.scale + bias.y, own[3] * out.scale + bias.y));
+                };
 #pragma unroll
-                for (int k = 0; k < 2 && j + k < ROW_QUADS; k++) {
-                    const float* own = quad(m, j + k);
-                    pairs[2 * k] = to_bf16x2(own[0] * out.scale + bias.x, own[1] * out.scale + bias.x);
-                    pairs[2 * k + 1] = to_bf16x2(own[2] * out.scale + bias.y, own[3] * out.scale + bias.y);
+                for (int j = 0; j + 1 < STORED_TOKENS / 8; j += 2) {
+                    const uint2 first = pairs(j), second = pairs(j + 1);
+                    store_matrices_transposed(to + j * (8 * ROW_BYTES), first.x, first.y, second.x, second.y);
                 }
-                if (j + 1 < ROW_QUADS)
-                    store_matrices_transposed(to + j * (8 * ROW_BYTES), pairs[0], pairs[1], pairs[2], pairs[3]);
-                else
-                    store_matrices_transposed(to + j * (8 * ROW_BYTES), pairs[0], pairs[1]);
+                constexpr int last = STORED_TOKENS / 8 - 1;
+                if constexpr (last % 2 == 0) {
+                    const uint2 alone = pairs(last);
+                    store_matrices_transposed(to + last * (8 * ROW_BYTES), alone.x, alone.y);
+                }
             }
         }
         shared_stores_done();
@@ -123,11 +147,12 @@ private:
             for (int m = 0; m < BLOCKS_OF_64; m++) {
                 const int block = group * BLOCKS_OF_64 + m;
 #pragma unroll
-                for (int i = 0; i < COPIES; i++)
-                    tensor_store(*out.y, token_tile * TOKENS + i * COPY_STEP, row_tile * TALL + block * 64,
-                                 staging.of(block) + i * (COPY_STEP * ROW_BYTES));
+                for (int n = 0; n < PIECES; n++) {  // the second first
+                    const int i = n < 2 && PIECES > 1 ? 1 - n : n;
+                    tensor_store(*out.y, token_tile * TOKENS + piece_begin(i), row_tile * TALL + block * 64, staging.of(block, i));
+                    if (n == 0 || n + 1 == PIECES) tensor_stores_commit();
+                }
             }
-            tensor_stores_read();
         }
         __syncwarp();
     }

@@ -16,9 +16,13 @@ static_assert(HALF_COLS == 64, "columns of an operand tile: one row of the swizz
 constexpr int CONSUMERS = 4 * GROUPS;           // warps
 constexpr int BLOCKS_OF_64 = TALL / 64 / GROUPS;  // rows of a tile that a warpgroup multiplies, in 64
 constexpr int QUADS = TALL * TOKENS / 4;        // of a tile's sums: a thread's for two rows and two tokens
-// By which a tile's tokens come and go, of COPY_TOKENS each, 256 at most. Two may overlap, and do the same there twice.
-constexpr int COPIES = ceil_div(TOKENS, COPY_TOKENS), COPY_STEP = TOKENS - COPY_TOKENS;
-static_assert(COPIES <= 2 && COPY_TOKENS % 8 == 0 && COPY_STEP % 8 == 0, "operand tiles begin at multiples of eight rows");
+// By which a tile's tokens come, and go: 256 at a time at most. Two may overlap, and do the same there twice.
+constexpr int COPIES = ceil_div(TOKENS, COPY_TOKENS), PIECES = ceil_div(TOKENS, STORED_TOKENS);
+static_assert(TOKENS % 8 == 0 && COPY_TOKENS % 8 == 0 && STORED_TOKENS % 8 == 0, "operand tiles begin at multiples of eight rows");
+__device__ __forceinline__ constexpr int copy_begin(int i) { return i * COPY_TOKENS < TOKENS - COPY_TOKENS ? i * COPY_TOKENS : TOKENS - COPY_TOKENS; }
+__device__ __forceinline__ constexpr int piece_begin(int i) {
+    return i * STORED_TOKENS < TOKENS - STORED_TOKENS ? i * STORED_TOKENS : TOKENS - STORED_TOKENS;
+}
 
 struct Split {
     int stages, token_tiles;    // stages of a row
@@ -29,13 +33,18 @@ struct Split {
           units(ceil_div(rows, TALL) * token_tiles * stages), chunk(chunk) {}
     // Of a run's units from `unit` on, how many are in the same tile.
     __device__ __forceinline__ int in_tile(int unit, int end) const { return min(end - unit, stages - unit % stages); }
+    // A unit's tile: of rows, and the cluster's of tokens.
+    __device__ __forceinline__ int2 place(int unit) const {
+        const int tile = unit / stages;
+        return make_int2(tile / token_tiles, tile % token_tiles);
+    }
     __device__ __forceinline__ int begin(int cluster, int clusters) const {
         return (u32)(units / chunk) * cluster / clusters * chunk;  // 32 bits are enough: kernels/tile/device.py
     }
 };
 
 struct Output {
-    const TensorMap* y;  // [tokens][rows], COPY_TOKENS x 64 at a time
+    const TensorMap* y;  // [tokens][rows], STORED_TOKENS x 64 at a time
     const u16* bias;     // [rows] or null
     int rows;
     float scale;         // of the layout's sums

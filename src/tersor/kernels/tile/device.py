@@ -50,6 +50,8 @@ class Plan:
 def planned(geometry: Geometry, tokens: int, kept: int, wanted: Build | None, device: torch.device) -> Plan:
     """The plan for so many tokens, on a GPU; `wanted`: a build other than the best."""
     variant = wanted or variant_for(tokens, geometry, multiprocessors(device))
+    if not variant.fits(geometry):
+        raise KernelError(f"{variant} has no room for {geometry}; leave the choice of a build to tersor")
     variant = variant.keeping(min(variant.kept, kept))
     blocks = variant.cluster
     shared = variant.shared(geometry)
@@ -113,7 +115,7 @@ def tile_linear(
     plan.product(
         plan.launch, device, matrix.stages, matrix.places, matrix.records,
         tensor_map(pieces, plan.variant.copy_tokens, _HALF_COLS),
-        tensor_map(y, plan.variant.copy_tokens, _HALF_COLS),
+        tensor_map(y, plan.variant.stored_tokens, _HALF_COLS),
         bias, partial, raised, geometry.rows, tokens, geometry.halves, split.chunk, exponent,
     )  # fmt: skip
     return y if width == geometry.rows else y.contiguous()

@@ -23,7 +23,7 @@ _SM_SHARED = 228 << 10  # bytes of its shared memory
 # What a block has of it beside its rings: the driver's, and what is laid out by the compiler.
 _BLOCK_SHARED = 2 << 10
 _BESIDE_SUMS = 26  # registers that a consuming thread needs at launch, or no instruction can be compiled
-_FEW_BITS = 6  # of codes that do not spill where decoders are many and sums as well
+_STAGE_HALVES = 2
 _FEEDERS = 2  # warps: one for weights, one for activations
 
 
@@ -65,6 +65,7 @@ class Build(ABC):
             ("GROUPS", self.groups),
             ("CLUSTER", self.cluster),
             ("COPY_TOKENS", self.copy_tokens),
+            ("STORED_TOKENS", self.stored_tokens),
             ("INSTRUCTION_TOKENS", self.instruction_tokens),
             ("LAST_TOKENS", (self.tokens - 1) % self.instruction_tokens + 1),
         )
@@ -76,9 +77,13 @@ class Build(ABC):
 
     @property
     def copy_tokens(self) -> int:
-        """Tokens that one copy brings or takes away, whole eights; two may overlap."""
-        copies = -(-self.tokens // _AT_ONCE)
-        return -(-self.tokens // copies // _EIGHT) * _EIGHT
+        """Tokens that one copy brings; two may overlap."""
+        return _even(self.tokens, _AT_ONCE)
+
+    @property
+    def stored_tokens(self) -> int:
+        """Tokens that one copy takes away; two may overlap."""
+        return self.tokens
 
     @property
     def instruction_tokens(self) -> int:
@@ -87,6 +92,12 @@ class Build(ABC):
         while self.threads * (tokens // 2 + _BESIDE_SUMS) > _REGISTERS:
             tokens //= 2
         return tokens
+
+
+def _even(tokens: int, most: int) -> int:
+    """The fewest tokens, whole eights, of as few parts as possible of `most` at most."""
+    parts = -(-tokens // most)
+    return -(-tokens // (parts * _EIGHT)) * _EIGHT
 
 
 def _record_bytes(geometry: Geometry, kept: int) -> int:
@@ -213,15 +224,29 @@ class ClusterVariant(Build):
         """Threads of a block."""
         return 32 * (4 * self.groups + self.decoders)
 
+    @property
+    def stored_tokens(self) -> int:
+        """Tokens that one copy takes away, from where half a stage of weights was; two may overlap."""
+        return _even(self.tokens, TILE_ROWS)
+
     def shared(self, geometry: Geometry) -> int:
         """Bytes of dynamic shared memory of a block, laid out as in cluster_rings.cuh."""
+        return self._rings + self._staging
+
+    @property
+    def _rings(self) -> int:
         operands = (self.a_slots * 2 * TILE_ROWS + self.x_slots * self.tokens) * _HALF_BYTES
-        return _MOST_GAP + operands + 8 * (2 * (self.a_slots + self.x_slots) + self.consumers)
+        return _MOST_GAP + operands + 8 * (2 * (self.a_slots + self.x_slots) + self.consumers + 1)
+
+    @property
+    def _staging(self) -> int:
+        """Bytes for sums on their way out that find no room where operands were, if there are so many."""
+        third = self.groups * self.stored_tokens * _HALF_BYTES
+        return third if self.tokens > _AT_ONCE and self._rings + third + _BLOCK_SHARED <= _SM_SHARED else 0
 
     def fits(self, geometry: Geometry) -> bool:
-        """Whether there is room, in shared memory, and in a decoder's registers for codes of so many bits."""
-        crowded = self.turns > 1 and self.registers[1] > 0
-        return super().fits(geometry) and not (crowded and dict(geometry.macros).get("BITS", 0) > _FEW_BITS)
+        """Whether there is room, and a row is long enough for sums to leave by way of its last stages."""
+        return super().fits(geometry) and -(-geometry.halves // _STAGE_HALVES) >= self.a_slots
 
     def keeping(self, kept: int) -> ClusterVariant:
         """The same, but for `kept`."""
@@ -233,6 +258,7 @@ class ClusterVariant(Build):
             ("DECODERS", self.decoders),
             ("A_SLOTS", self.a_slots),
             ("X_SLOTS", self.x_slots),
+            ("STAGING_BYTES", self._staging),
             ("KEPT", self.kept),
             ("CONSUMER_REGISTERS", self.registers[0]),
             ("DECODER_REGISTERS", self.registers[1]),
@@ -256,14 +282,10 @@ _LARGE_FROM = 1 << 26  # weights
 # helps and has room. Registers where an even share spills: what is dealt out is all that the launch has.
 WIDE = (
     ClusterVariant(336, 2, 3, 3, registers=(200, 104)),
-    ClusterVariant(320, 2, 3, 3, registers=(192, 120)),
-    *(ClusterVariant(tokens, 2, 3, 3, registers=(184, 136)) for tokens in (304, 288)),
-    ClusterVariant(272, 2, 3, 3, registers=(192, 120)),
-    ClusterVariant(264, 2, 3, 3, registers=(184, 136)),
+    *(ClusterVariant(tokens, 2, 3, 3, registers=(192, 120)) for tokens in (320, 304, 288, 272, 264)),
     ClusterVariant(256, 2, 3, 3),
     *(ClusterVariant(tokens, 2, 3, 4) for tokens in (240, 224, 208)),
-    ClusterVariant(192, 2, 3, 5, turns=2, registers=(136, 120)),
-    ClusterVariant(176, 2, 3, 5, turns=2),
+    *(ClusterVariant(tokens, 2, 3, 5, turns=2, registers=(144, 112)) for tokens in (192, 176)),
     *(ClusterVariant(tokens, 2, 3, 6, turns=2) for tokens in (160, 144)),
     *(ClusterVariant(tokens, 2, 4, 5, turns=2) for tokens in (128, 112, 96, 80)),
 )
@@ -272,14 +294,8 @@ WIDE = (
 ALONE = StripVariant(256, 2, 4)
 _HEAVY_FROM = 1536  # bytes of a stage; where fewer are decoded, it is always better to share them
 # Nanoseconds of a step of 64 columns, measured on an H200: beside, and per token. In turns; by one instruction; by two.
-# With two stages of weights, and alone, only one width is used.
-_IN_TURNS, _AT_A_TIME, _IN_TWO, _SHALLOW, _ALONE = (
-    (335, 1.72),
-    (255, 2.3),
-    (435, 1.85),
-    (1200, 0.0),
-    (985, 0.0),
-)
+# Alone, only one width is used.
+_IN_TURNS, _AT_A_TIME, _IN_TWO, _ALONE = (335, 1.72), (255, 2.3), (435, 1.85), (985, 0.0)
 # A build is compiled when it is first used, which takes seconds: tiles are of whole 32 tokens unless others gain more.
 _USUAL, _SELDOM = 32, 1.02
 
@@ -302,7 +318,7 @@ def variant_for(tokens: int, geometry: Geometry, multiprocessors: int) -> Build:
 def fastest_first(tokens: int, geometry: Geometry, multiprocessors: int) -> list[Build]:
     """The builds for many tokens that fit a layout, in the order of what they would take."""
     builds: list[Build] = [build for build in WIDE if build.fits(geometry)]
-    if tokens <= ALONE.tokens and geometry.stage_bytes >= _HEAVY_FROM:
+    if not builds or (tokens <= ALONE.tokens and geometry.stage_bytes >= _HEAVY_FROM):
         builds.append(ALONE)
 
     def time(build: Build) -> float:
@@ -319,7 +335,7 @@ def _step(build: Build) -> float:
     if not isinstance(build, ClusterVariant):
         beside, of_token = _ALONE
     elif build.tokens > _AT_ONCE:
-        beside, of_token = _IN_TWO if build.a_slots > 2 else _SHALLOW
+        beside, of_token = _IN_TWO
     else:
         beside, of_token = _IN_TURNS if build.turns > 1 else _AT_A_TIME
     return beside + of_token * build.tokens
