@@ -1,4 +1,4 @@
-"""How blocks of a cluster share weights, fill slots and let sums out (cuda/cluster_linear.cu), with warps in any order."""
+"""How blocks of a cluster share weights, fill slots and let sums out (cuda/cluster_linear.cu), in any order."""
 
 from __future__ import annotations
 
@@ -58,9 +58,7 @@ class Cluster:
         ]
         self.stages, self.steps = sum(run), 2 * sum(run)
         self.pieces = -(-build.tokens // build.stored_tokens)
-        self.held_stages = (
-            2 if self.pieces > 2 and not dict(build.program(GEOMETRY).constants)["STAGING_BYTES"] else 1
-        )
+        self.held_stages = 2 if self.pieces > 2 and not staging(build) else 1
         self.in_turns = build.turns > 1
         self.ahead = build.x_slots - 1 - self.in_turns
         self.blocks, self.slots, self.x_slots = range(build.cluster), build.a_slots, build.x_slots
@@ -77,6 +75,8 @@ class Cluster:
         # How many read there, copy from there, or have sums there.
         self.readers = [[[0] * STRIPS for _ in range(self.slots)] for _ in self.blocks]
         self.x_readers = [[0] * self.x_slots for _ in self.blocks]
+        self.staged: dict[tuple[int, int, int], int] = {}  # of the readers, by block, warpgroup and slot
+        self.x_sums = [0 for _ in self.blocks]
         self.quiet = [False for _ in self.blocks]
         self.copies: list[Callable[[], None]] = []  # under way
 
@@ -139,8 +139,6 @@ class Cluster:
                         yield partial(self.full[rank][stage % self.slots].ended, stage // self.slots % 2)
                         assert self.held[rank][stage % self.slots] == [stage] * STRIPS
                         self.reads(rank, group, stage, 1)
-                        if (group, warp) == (1, 1) and k + 1 == self.row and len(self.blocks) > 1:
-                            self.copied[rank ^ 1].arrive()
                     yield partial(self.x_full[rank][step % self.x_slots].ended, step // self.x_slots % 2)
                     assert self.x_held[rank][step % self.x_slots] == step
                     x_readers[step % self.x_slots] += 1
@@ -149,6 +147,7 @@ class Cluster:
                     stored = settles and self.tiles[number - 1] == self.row
                     if n == 1 and stored and self.pieces > 1:
                         x_readers[(step - 2) % self.x_slots] -= 1  # sums have been stored from there
+                        self.x_sums[rank] -= 1
                         x_empty[(step - 2) % self.x_slots].arrive()
                     if n == 0 and k > 0:
                         self.reads(rank, group, stage - 1, -1)
@@ -166,6 +165,9 @@ class Cluster:
                         yield lambda: True
                         self.leave(rank, group, stage, self.row)
                 stage += 1
+            if (group, warp) == (1, 1) and stages == self.row and len(self.blocks) > 1:
+                self.copied[rank ^ 1].arrive()
+            yield lambda: True
             self.reads(rank, group, stage - 1, -1)
             last_x = (2 * stage - 1) % self.x_slots
             x_readers[last_x] -= 1
@@ -204,7 +206,9 @@ class Cluster:
             yield lambda: self.all_back[rank] >= here
             slot = (2 * stage - 1) % self.x_slots
             assert self.x_held[rank][slot] == 2 * stage - 1, "sums are where activations came"
+            assert self.x_readers[rank][slot] == self.x_sums[rank], "sums come where activations are read"
             self.x_readers[rank][slot] += 1
+            self.x_sums[rank] += 1
 
     def sums(self, rank: int, group: int, stage: int, change: int) -> None:
         self.staged[rank, group, stage % self.slots] = (
@@ -224,7 +228,6 @@ class Cluster:
             self.give_back(stage - 1 - held)
 
     def all_run(self) -> None:
-        self.staged: dict[tuple[int, int, int], int] = {}
         warps = [self.decoder(rank, i) for rank in self.blocks for i in range(self.build.decoders)]
         warps += [
             self.consumer(rank, group, i)
@@ -242,12 +245,13 @@ class Cluster:
 def in_any_order(
     warps: list[Generator[Waiting]], copies: list[Callable[[], None]], which: random.Random
 ) -> None:
-    """Run all warps to their ends, and what is added to `copies` meanwhile."""
+    """Run all warps to their ends, and what is added to `copies` meanwhile: at any time, or as late as can be."""
+    late = which.random() < 0.5
     waiting = [(warp, until) for warp in warps if (until := next(warp, None)) is not None]
     while waiting or copies:
         ready = [i for i, (_, until) in enumerate(waiting) if until()]
         assert ready or copies, "all wait for ever"
-        pick = which.randrange(len(ready) + len(copies))
+        pick = which.randrange(len(ready) + len(copies) * (not late or not ready))
         if pick >= len(ready):
             copies.pop(pick - len(ready))()
             continue
@@ -256,8 +260,13 @@ def in_any_order(
             waiting.append((warp, until))
 
 
+def staging(build: ClusterVariant) -> int:
+    """Bytes for sums beside the rings."""
+    return dict(build.program(GEOMETRY).constants)["STAGING_BYTES"]
+
+
 DISTINCT = {  # those that differ in more than their width
-    (b.cluster, b.a_slots, b.x_slots, b.turns, -(-b.tokens // b.stored_tokens), b.tokens > 304): b
+    (b.cluster, b.a_slots, b.x_slots, b.turns, -(-b.tokens // b.stored_tokens), staging(b) > 0): b
     for b in (*WIDE, *(b for own in VARIANTS.values() for b in own))
     if isinstance(b, ClusterVariant)
 }

@@ -74,6 +74,12 @@ def test_hundreds_of_tokens_have_a_build_in_every_layout(bits: int, kind: tuple[
         assert variant_for(tokens, matrix, 1).cluster in (1, 2)
 
 
+def test_rows_too_short_for_clusters_are_multiplied_by_blocks_alone() -> None:
+    for cols in (64, 100, 256):
+        assert variant_for(513, Window(4096, cols), 132) == ALONE
+    assert variant_for(513, Window(4096, 512), 132).cluster == 2
+
+
 def test_a_large_matrix_is_multiplied_by_blocks_alone_where_that_is_faster() -> None:
     """As measured: around 256 tokens, of layouts with many bytes to decode."""
     few, many, light = Window(4096, 4096), Window(28672, 4096), Spqr(28672, 4096, 4, 32, 2)

@@ -1,7 +1,7 @@
 // y = x W^T (+ bias) for about a hundred tokens and more on Hopper: clusters of blocks share what they decode.
 //
 // As tile_linear.cu, with the tensor cores as the scarce thing. An instruction multiplies all tokens of a tile or, beyond
-// the 256 that it may have, half of them, so that operands are read from shared memory as seldom as can be; with 256 that
+// the 256 that it may have, about half of them, so that operands are read from shared memory as seldom as can be; with 256 that
 // takes so many registers that there are twelve warps at most:
 //
 //   CONSUMERS   two warpgroups: wgmma on 64 rows x TOKENS tokens each, sums in registers
@@ -19,11 +19,12 @@ constexpr int THREADS = (CONSUMERS + DECODERS) * WARP;
 constexpr bool DEALT = CONSUMER_REGISTERS > 0;  // consumers have more registers than decoders
 static_assert(!DEALT || DECODERS % 4 == 0, "registers are given out to warpgroups");
 // Tiles of few tokens are multiplied in less time than it takes a lane to ask for activations. So there the warpgroups ask
-// in turns, and for a slot that the step before the last one gave back.
+// in turns, and for a slot that the step before the last one gave back (or, at a tile's beginning, its sums).
 constexpr bool IN_TURNS = TURNS > 1;
 static_assert(!IN_TURNS || GROUPS == 2);
 constexpr int AHEAD = X_SLOTS - 1 - IN_TURNS;  // steps that are asked for when none has been multiplied
-static_assert(AHEAD >= 1);
+// A tile's first stage asks for its second step's successor when both are under way, so both must have been asked for.
+static_assert(AHEAD >= 2);
 constexpr int X_AT = A_SLOTS * A_BYTES, STAGING_AT = X_AT + X_SLOTS * X_TILE_BYTES, BARRIERS_AT = STAGING_AT + STAGING_BYTES;
 
 // What a consuming warp knows and needs seldom, in shared memory while sums need the registers. A tile of rows whose head is
@@ -76,16 +77,17 @@ struct ActivationFeed {
 };
 
 // Where a tile's sums are on their way to y, in pieces: a warpgroup's own rows of the last stage of weights, so that the first
-// piece waits for nobody in its block; where the last activations were, so that those of the next tile's first steps come
+// piece waits for no other warpgroup; where the last activations were, so that those of the next tile's first steps come
 // meanwhile; and of more than 256 tokens the third in room of its own or, if there is none, the stage of weights before.
 //
 // Half of the weights are still the source of copies to the other block, which therefore tells (`copied`) when it has those of
-// a whole tile's last stage: early, when it begins to multiply them. (Where tiles are cut nobody stages, or all have met.) It
+// a whole tile's last stage, before it waits for the last product. (Where tiles are cut nobody stages, or all have met.) It
 // cannot be a whole tile further, and the barrier by two phases, where a row has A_SLOTS stages or more.
 constexpr int STAGES_HELD = PIECES > 2 && STAGING_BYTES == 0 ? 2 : 1;
 constexpr int PIECE_BYTES = STORED_TOKENS * ROW_BYTES;
 static_assert(GROUPS == 2 && PIECES <= 3 && PIECE_BYTES <= A_BLOCK_BYTES && (PIECES == 1 || 2 * PIECE_BYTES <= X_TILE_BYTES));
 static_assert(STAGING_BYTES == 0 || STAGING_BYTES == 2 * PIECE_BYTES);
+static_assert(A_SLOTS > STAGES_HELD, "the next tile begins before they are given back");
 
 constexpr int TELLING = 5 * WARP;  // the thread that tells, which neither asks nor stores
 
@@ -104,8 +106,9 @@ struct ReadOperands {
         return operands + (piece == 0 ? weights.before(1) : weights.before(2)) * A_BYTES + block * A_BLOCK_BYTES;
     }
     __device__ __forceinline__ void await(int piece) const {
-        if (piece == 0) barrier_sync(2 + threadIdx.x / (4 * WARP), 4 * WARP);  // a warp's rows are read by itself
+        if (piece == 0) barrier_sync(2 + threadIdx.x / (4 * WARP), 4 * WARP);  // a warp's sums go across all their rows
         if (piece == 0 && CLUSTER > 1 && parked.whole) mbarrier_wait(copied, parked.odd);
+        __syncwarp();
         if (piece == 1) barrier_sync(1, CONSUMERS * WARP);
     }
 };
@@ -172,7 +175,6 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
                 for (int n = 0; n < 2; n++) {
                     const bool first = !later && n == 0;
                     if (n == 0) mbarrier_wait(b.a_full + turn_a.number * 8, turn_a.parity);
-                    if (n == 0 && k + 1 == w.split.stages && thread_anew() == TELLING) b.tell_copied(rank ^ 1);
                     mbarrier_wait(b.x_full + turn.number * 8, turn.parity);
                     const u32 a_at = a_tiles + (turn_a.number * A_BYTES + n * NEXT_TILE >> 4);
                     const u32 x_at = x_tiles + turn.number * (X_TILE_BYTES >> 4);
@@ -205,12 +207,15 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
                         bring(n);
                     }
                     if (stored) sums.settle_stores(), last_weights_read(w.split.stages);
+                    __syncwarp();
                     turn.advance();
                 }
                 weights = a_empty + turn_a.number * 8;
                 turn_a.advance();
             }
         }
+        if (stages == w.split.stages && thread_anew() == TELLING) b.tell_copied(rank ^ 1);
+        __syncwarp();
         wgmma_wait<0>();
         if (PIECES == 1) activations_read();
         const Landing<BARRIERS_AT / (CONSUMERS * PART_BYTES)> landing(operands, b.landed);

@@ -9,7 +9,8 @@
 // A cluster is CLUSTER blocks with the same rows and neighbouring tiles of tokens: they share weights. Each decodes
 // STRIPS / CLUSTER of the strips and copies them to the others. So weights may be written when the consumers of all blocks
 // have read the slot, which `a_empty` counts. `a_full` counts the strips decoded here, and the bytes of those copied from
-// others: the first decoder says how many.
+// others: the first decoder says how many. At a tile's end, sums go out by way of what was read last, which is given
+// back when they have been stored (cluster_linear.cu).
 #pragma once
 #include "mbarrier.cuh"
 #include "tile_patches.cuh"
@@ -21,7 +22,7 @@ static_assert(DECODERS == TURNS * OWN_STRIPS && TURNS <= A_SLOTS);
 
 struct Barriers {
     u32 a_full, a_empty, x_full, x_empty, landed;  // landed: [CONSUMERS]
-    u32 copied;                                    // ends when the other block has all of a tile's weights
+    u32 copied;                                    // ends when the other block has all weights of a whole tile
 
     __device__ __forceinline__ Barriers(u32 begin)
         : a_full(begin), a_empty(a_full + A_SLOTS * 8), x_full(a_empty + A_SLOTS * 8), x_empty(x_full + X_SLOTS * 8),

@@ -59,7 +59,9 @@ struct Sums {
     __device__ __forceinline__ void settle_part(const Run& run, const Parts& parts, bool part) const { parts.left(run.cluster, part); }
     // Until all of the staging has been read, or its second piece, which goes first.
     __device__ __forceinline__ void settle_stores() const { stores_read<0>(); }
-    __device__ __forceinline__ void settle_second() const { stores_read<PIECES - 1 ? 1 : 0>(); }
+    __device__ __forceinline__ void settle_second() const {
+        if constexpr (PIECES > 1) stores_read<1>();
+    }
 
 private:
     static constexpr int ROW_QUADS = TOKENS / 8;  // of a thread, in 64 rows

@@ -23,7 +23,7 @@ _SM_SHARED = 228 << 10  # bytes of its shared memory
 # What a block has of it beside its rings: the driver's, and what is laid out by the compiler.
 _BLOCK_SHARED = 2 << 10
 _BESIDE_SUMS = 26  # registers that a consuming thread needs at launch, or no instruction can be compiled
-_STAGE_HALVES = 2
+_STAGE_HALVES = 2  # halves, of 64 columns, of a stage
 _FEEDERS = 2  # warps: one for weights, one for activations
 
 
@@ -245,7 +245,10 @@ class ClusterVariant(Build):
         return third if self.tokens > _AT_ONCE and self._rings + third + _BLOCK_SHARED <= _SM_SHARED else 0
 
     def fits(self, geometry: Geometry) -> bool:
-        """Whether there is room, and a row is long enough for sums to leave by way of its last stages."""
+        """Whether there is room, and a row is long enough for sums to leave by way of its last stages.
+
+        Where it is not, blocks of a cluster could be further apart than the barrier between them can tell.
+        """
         return super().fits(geometry) and -(-geometry.halves // _STAGE_HALVES) >= self.a_slots
 
     def keeping(self, kept: int) -> ClusterVariant:
