@@ -25,7 +25,9 @@ static_assert(!IN_TURNS || GROUPS == 2);
 constexpr int AHEAD = X_SLOTS - 1 - IN_TURNS;  // steps that are asked for when none has been multiplied
 // A tile's first stage asks for its second step's successor when both are under way, so both must have been asked for.
 static_assert(AHEAD >= 2);
-constexpr int X_AT = A_SLOTS * A_BYTES, STAGING_AT = X_AT + X_SLOTS * X_TILE_BYTES, BARRIERS_AT = STAGING_AT + STAGING_BYTES;
+constexpr int PIECE_BYTES = STORED_TOKENS * ROW_BYTES;  // of a tile's sums on their way to y, for 64 rows
+constexpr int X_SLOT_BYTES = PIECES > 1 && 2 * PIECE_BYTES > X_TILE_BYTES ? 2 * PIECE_BYTES : X_TILE_BYTES;
+constexpr int X_AT = A_SLOTS * A_BYTES, STAGING_AT = X_AT + X_SLOTS * X_SLOT_BYTES, BARRIERS_AT = STAGING_AT + STAGING_BYTES;
 
 // What a consuming warp knows and needs seldom, in shared memory while sums need the registers. A tile of rows whose head is
 // elsewhere is -1 - itself.
@@ -56,7 +58,7 @@ struct ActivationFeed {
         mbarrier_arrive_expect(full, COPIES * COPY_TOKENS * ROW_BYTES);
 #pragma unroll
         for (int i = 0; i < COPIES; i++)
-            tensor_copy(operands + turn.number * X_TILE_BYTES + copy_begin(i) * ROW_BYTES, x, token + copy_begin(i), col, full);
+            tensor_copy(operands + turn.number * X_SLOT_BYTES + copy_begin(i) * ROW_BYTES, x, token + copy_begin(i), col, full);
     }
     // To memory, by one lane, and back, by all.
     __device__ __forceinline__ void park(Parked& at) const {
@@ -84,8 +86,7 @@ struct ActivationFeed {
 // a whole tile's last stage, before it waits for the last product. (Where tiles are cut nobody stages, or all have met.) It
 // cannot be a whole tile further, and the barrier by two phases, where a row has A_SLOTS stages or more.
 constexpr int STAGES_HELD = PIECES > 2 && STAGING_BYTES == 0 ? 2 : 1;
-constexpr int PIECE_BYTES = STORED_TOKENS * ROW_BYTES;
-static_assert(GROUPS == 2 && PIECES <= 3 && PIECE_BYTES <= A_BLOCK_BYTES && (PIECES == 1 || 2 * PIECE_BYTES <= X_TILE_BYTES));
+static_assert(GROUPS == 2 && PIECES <= 3 && PIECE_BYTES <= A_BLOCK_BYTES);
 static_assert(STAGING_BYTES == 0 || STAGING_BYTES == 2 * PIECE_BYTES);
 static_assert(A_SLOTS > STAGES_HELD, "the next tile begins before they are given back");
 
@@ -101,7 +102,7 @@ struct ReadOperands {
     const Parked& parked;
 
     __device__ __forceinline__ u32 of(int block, int piece) const {
-        if (piece == 1) return operands + X_AT + activations.before(1) * X_TILE_BYTES + block * PIECE_BYTES;
+        if (piece == 1) return operands + X_AT + activations.before(1) * X_SLOT_BYTES + block * PIECE_BYTES;
         if (piece == 2 && STAGING_BYTES) return operands + STAGING_AT + block * PIECE_BYTES;
         return operands + (piece == 0 ? weights.before(1) : weights.before(2)) * A_BYTES + block * A_BLOCK_BYTES;
     }
@@ -177,7 +178,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
                     if (n == 0) mbarrier_wait(b.a_full + turn_a.number * 8, turn_a.parity);
                     mbarrier_wait(b.x_full + turn.number * 8, turn.parity);
                     const u32 a_at = a_tiles + (turn_a.number * A_BYTES + n * NEXT_TILE >> 4);
-                    const u32 x_at = x_tiles + turn.number * (X_TILE_BYTES >> 4);
+                    const u32 x_at = x_tiles + turn.number * (X_SLOT_BYTES >> 4);
                     wgmma_begin();
 #pragma unroll
                     for (int i = 0; i < 4; i++) sums.add(a_at + i * DESCRIPTOR_STEP, x_at + i * DESCRIPTOR_STEP, !first || i > 0);

@@ -38,6 +38,7 @@ __device__ __forceinline__ u32 descriptor(u32 address) { return 1u << 16 | addre
 #define TEXT_160 TEXT_144 ", %75, %76, %77, %78, %79, %80, %81, %82"
 #define TEXT_168 TEXT_160 ", %83, %84, %85, %86"
 #define TEXT_176 TEXT_160 ", %83, %84, %85, %86, %87, %88, %89, %90"
+#define TEXT_184 TEXT_176 ", %91, %92, %93, %94"
 #define TEXT_192 TEXT_176 ", %91, %92, %93, %94, %95, %96, %97, %98"
 #define TEXT_208 TEXT_192 ", %99, %100, %101, %102, %103, %104, %105, %106"
 #define TEXT_224 TEXT_208 ", %107, %108, %109, %110, %111, %112, %113, %114"
@@ -57,6 +58,7 @@ __device__ __forceinline__ u32 descriptor(u32 address) { return 1u << 16 | addre
 #define SUMS_160 SUMS_144, SUMS8(72)
 #define SUMS_168 SUMS_160, SUMS4(80)
 #define SUMS_176 SUMS_160, SUMS8(80)
+#define SUMS_184 SUMS_176, SUMS4(88)
 #define SUMS_192 SUMS_176, SUMS8(88)
 #define SUMS_208 SUMS_192, SUMS8(96)
 #define SUMS_224 SUMS_208, SUMS8(104)

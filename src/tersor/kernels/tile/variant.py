@@ -235,7 +235,10 @@ class ClusterVariant(Build):
 
     @property
     def _rings(self) -> int:
-        operands = (self.a_slots * 2 * TILE_ROWS + self.x_slots * self.tokens) * _HALF_BYTES
+        slot = self.tokens  # and room for two pieces of the sums, if they leave in pieces
+        if self.stored_tokens < slot:
+            slot = max(slot, 2 * self.stored_tokens)
+        operands = (self.a_slots * 2 * TILE_ROWS + self.x_slots * slot) * _HALF_BYTES
         return _MOST_GAP + operands + 8 * (2 * (self.a_slots + self.x_slots) + self.consumers + 1)
 
     @property
@@ -288,7 +291,7 @@ WIDE = (
     *(ClusterVariant(tokens, 2, 3, 3, registers=(192, 120)) for tokens in (320, 304, 288, 272, 264)),
     ClusterVariant(256, 2, 3, 3),
     *(ClusterVariant(tokens, 2, 3, 4) for tokens in (240, 224, 208)),
-    *(ClusterVariant(tokens, 2, 3, 5, turns=2, registers=(144, 112)) for tokens in (192, 176)),
+    *(ClusterVariant(tokens, 2, 3, 5, turns=2, registers=(144, 112)) for tokens in (192, 184, 176)),
     *(ClusterVariant(tokens, 2, 3, 6, turns=2) for tokens in (160, 144)),
     *(ClusterVariant(tokens, 2, 4, 5, turns=2) for tokens in (128, 112, 96, 80)),
 )
