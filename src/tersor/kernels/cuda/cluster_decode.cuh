@@ -53,9 +53,7 @@ __device__ __forceinline__ void decode_strip(const Weights& w, u32 operands, con
     RecordFeed records(w, walk, lane);
     __syncwarp();
     cluster_wait();  // no block writes to another before its barriers are there
-    // Lane i brings what is done to the i-th of the others.
-    const int other = lane + (lane >= rank);
-    const u32 others_strips = lane < CLUSTER - 1 ? address_of_rank(strips, other) : 0;
+    const u32 others_strips = address_of_rank(strips, rank ^ 1);
     Turn<A_SLOTS> out(turn);
     Patches patches;
     int of_segment = 0;  // how many more stages have this record
@@ -91,8 +89,8 @@ __device__ __forceinline__ void decode_strip(const Weights& w, u32 operands, con
         __syncwarp();
         if (lane == 0 && first == 0) mbarrier_arrive_expect(full, COPIED);
         if (lane == 0 && first != 0) mbarrier_arrive(full);
-        if (lane < CLUSTER - 1)
-            bulk_copy_at(others_strips + out.number * A_BYTES, rows, STRIP_BYTES, others_strips + (full - strips));
+        if (CLUSTER > 1)
+            bulk_copy_at_if(lane == 0, others_strips + out.number * A_BYTES, rows, STRIP_BYTES, others_strips + (full - strips));
         out.advance(TURNS);
     }
 }

@@ -55,10 +55,12 @@ struct ActivationFeed {
         if (left <= 0) return;
         const u32 full = b.x_full + turn.number * 8;
         mbarrier_wait(full + X_SLOTS * 8, turn.parity ^ 1);
-        mbarrier_arrive_expect(full, COPIES * COPY_TOKENS * ROW_BYTES);
+        const bool leads = thread_anew() % WARP == 0;
+        mbarrier_arrive_expect_if(leads, full, COPIES * COPY_TOKENS * ROW_BYTES);
 #pragma unroll
         for (int i = 0; i < COPIES; i++)
-            tensor_copy(operands + turn.number * X_SLOT_BYTES + copy_begin(i) * ROW_BYTES, x, token + copy_begin(i), col, full);
+            tensor_copy_if(leads, operands + turn.number * X_SLOT_BYTES + copy_begin(i) * ROW_BYTES, x, token + copy_begin(i), col,
+                           full);
     }
     // To memory, by one lane, and back, by all.
     __device__ __forceinline__ void park(Parked& at) const {
@@ -116,13 +118,14 @@ struct ReadOperands {
 
 // Warpgroup `group`: known to be the same in all lanes, so that what it tells the tensor cores is reckoned once for a warp.
 __device__ __forceinline__ void consume(const Weights& w, const Output& out, const TensorMap& x, const Parts& parts, u32 operands,
-                                        const Barriers& b, int rank, const Run& run, int group) {
+                                        const Barriers& b, int rank, const Run& run, int warp) {
+    const int group = warp / 4;
     const u32 operands_x = operands + X_AT;
     const u32 a_tiles = descriptor(operands + group * BLOCKS_OF_64 * A_BLOCK_BYTES), x_tiles = descriptor(operands_x);
     const int lane = threadIdx.x % WARP;
     const u32 a_empty = b.a_empty_of(lane);
     ActivationFeed feed(w, rank, run.begin, run.end);
-    const bool brings_x = threadIdx.x % (4 * WARP) == 0 && (IN_TURNS || group == 0);
+    const bool brings_x = warp % 4 == 0 && (IN_TURNS || group == 0);
     if (brings_x) {
         previous_done();
         let_next_begin();
@@ -147,7 +150,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
         if (lane == CLUSTER) mbarrier_arrive(activations);
     };
     __shared__ Parked all_parked[CONSUMERS];
-    Parked& parked = all_parked[threadIdx.x / WARP];
+    Parked& parked = all_parked[warp];
     if (lane == 0) {
         const int2 tile = w.split.place(run.begin);
         parked.rows = run.begin % w.split.stages ? -1 - tile.x : tile.x, parked.tokens = tile.y, parked.odd = 0;
@@ -266,7 +269,7 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
         if constexpr (DEALT) more_registers<CONSUMER_REGISTERS>();
         const Output out{&y, bias, rows, power_of_two(exponent)};
         const Parts parts{partial, flags};
-        consume(w, out, x, parts, operands, barriers, rank, run, warp / 4);
+        consume(w, out, x, parts, operands, barriers, rank, run, warp);
     } else {
         if constexpr (DEALT) fewer_registers<DECODER_REGISTERS>();
         decode_strip(w, operands, barriers, warp - CONSUMERS, rank, run.begin, run.end);

@@ -31,6 +31,13 @@ __device__ __forceinline__ bool mbarrier_ended(u32 barrier, u32 parity) {
         : "memory");
     return ended;
 }
+// The same where `here`, without a branch.
+__device__ __forceinline__ void mbarrier_arrive_expect_if(bool here, u32 barrier, int bytes) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %0, 0;\n@p mbarrier.arrive.expect_tx.shared::cta.b64 _, [%1], %2;\n}" ::"r"(
+                     (u32)here),
+                 "r"(barrier), "r"(bytes)
+                 : "memory");
+}
 // Wait until the phase of this parity has ended. A try sleeps for a while before it fails.
 __device__ __forceinline__ void mbarrier_wait(u32 barrier, u32 parity) {
     for (u32 tries = PATIENCE; !mbarrier_ended(barrier, parity);)
@@ -47,10 +54,12 @@ __device__ __forceinline__ void bulk_copy(u32 to, const void* from, int bytes, u
 __device__ __forceinline__ void mbarrier_arrive_at(u32 barrier) {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-__device__ __forceinline__ void bulk_copy_at(u32 to, u32 from, int bytes, u32 barrier) {
-    asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-                 "r"(from), "r"(bytes), "r"(barrier)
-                 : "memory");
+__device__ __forceinline__ void bulk_copy_at_if(bool here, u32 to, u32 from, int bytes, u32 barrier) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.u32 p, %0, 0;\n"
+        "@p cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%1], [%2], %3, [%4];\n}" ::"r"((u32)here),
+        "r"(to), "r"(from), "r"(bytes), "r"(barrier)
+        : "memory");
 }
 
 // Between blocks of a cluster that store and load themselves: who has waited for a phase also sees what others did before
@@ -90,6 +99,14 @@ __device__ __forceinline__ void tensor_copy(u32 to, const TensorMap& from, int r
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
         "l"(&from), "r"(col), "r"(row), "r"(barrier)
+        : "memory");
+}
+__device__ __forceinline__ void tensor_copy_if(bool here, u32 to, const TensorMap& from, int row, int col, u32 barrier) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.ne.u32 p, %0, 0;\n"
+        "@p cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%1], [%2, {%3, %4}], [%5];\n}" ::"r"(
+            (u32)here),
+        "r"(to), "l"(&from), "r"(col), "r"(row), "r"(barrier)
         : "memory");
 }
 // A part, from where copies of it come, to the matrix; what is outside goes nowhere.

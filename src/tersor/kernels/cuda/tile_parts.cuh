@@ -65,6 +65,7 @@ struct Parts {
         if (threadIdx.x % WARP == 0) {
             global_stores_seen();
             mbarrier_arrive_expect(landed, count * PART_BYTES);
+#pragma unroll 1
             for (int i = 0; i < count; i++) bulk_copy(to + i * PART_BYTES, of(cluster + i), PART_BYTES, landed);
         }
         __syncwarp();
