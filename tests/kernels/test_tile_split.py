@@ -73,11 +73,20 @@ def test_every_tile_is_written_once_from_all_of_its_parts(split: Split) -> None:
 
 @pytest.mark.parametrize("places", [1, 2, 5])
 @pytest.mark.parametrize(
-    "split", [Split(8, 1, 8 * 32, 1, 132), Split(64, 1, 64, 1, 64), Split(5, 2, 50, 1, 7)]
+    "split",
+    [
+        Split(8, 1, 8 * 32, 1, 132),
+        Split(64, 1, 64, 1, 64),
+        Split(5, 2, 50, 1, 7),
+        Split(32, 1, 1024, 16, 64),
+        Split(32, 1, 1536, 8, 64),
+        Split(12, 1, 120, 4, 6),
+    ],
 )
 def test_nobody_waits_for_ever(split: Split, places: int) -> None:
-    """Clusters as a GPU dispatches them that has room for few at a time, the highest numbers first."""
-    waiting = list(range(split.clusters))  # to be dispatched, from the end
+    """Clusters as a GPU dispatches them that has room for few at a time."""
+    waiting = [split.dispatched(place) for place in reversed(range(split.clusters))]  # from the end
+    assert sorted(waiting) == list(range(split.clusters))
     running: list[int] = []
     done: set[int] = set()
     left: set[int] = set()
@@ -93,6 +102,20 @@ def test_nobody_waits_for_ever(split: Split, places: int) -> None:
         assert ready, f"{running} wait for ever"
         done.add(ready[-1])
         running.remove(ready[-1])
+
+
+def test_who_leaves_parts_last_begins_first() -> None:
+    halves = choose(4096, 513, 32, 264, 66, 2)
+    assert (halves.clusters, halves.period) == (64, 2)
+    assert [halves.dispatched(place) % 2 for place in range(64)] == [1] * 32 + [0] * 32
+    quarters = choose(6144, 513, 32, 264, 66, 2)  # 8 and 24 of 32, 16 and 16, 24 and 8
+    assert (quarters.clusters, quarters.period) == (64, 4)
+    assert [quarters.dispatched(place) % 4 for place in range(0, 64, 16)] == [3, 2, 1, 0]
+    whole = choose(8192, 512, 64, 256, 66, 2)
+    assert (whole.clusters, whole.period) == (64, 1)
+    uneven = choose(28672, 513, 32, 264, 66, 2)
+    assert (uneven.clusters, uneven.period) == (66, 1)
+    assert [uneven.dispatched(place) for place in range(66)] == list(reversed(range(66)))
 
 
 def test_tiles_are_cut_into_few_parts() -> None:

@@ -190,7 +190,7 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
                     if (!later && n == 1 && settles) {
                         stored = unit - run.begin >= w.split.stages;
                         sums.settle_part(run, parts, !stored);
-                        sums.settle_second();
+                        sums.settle_two();
                         if (stored) last_activations_read(2);
                         if (lane == 0) {
                             const bool more = parked.tokens + 1 < w.split.token_tiles;
@@ -242,6 +242,8 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
         }
         stages = min(run.end - unit, w.split.stages);
     }
+    __syncwarp();
+    cluster_arrive();  // while sums are stored
     sums.settle_stores();
 }
 
@@ -252,7 +254,7 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
                const u16* __restrict__ bias, // [rows] bfloat16 or null
                float4* __restrict__ partial, // [clusters][CLUSTER][QUADS], where tiles are cut
                u32* __restrict__ flags,      // [clusters][CLUSTER][CONSUMERS], zero
-               int rows, int tokens, int halves, int chunk,
+               int rows, int tokens, int halves, int chunk, int period,
                int exponent) {               // sums are multiplied by 2^exponent
     extern __shared__ __align__(1024) u8 unaligned[];
     const u32 operands = ceil_div(shared_address(unaligned), STRIP_BYTES) * STRIP_BYTES;  // swizzle and patches go by addresses
@@ -261,10 +263,10 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
     const Barriers barriers(operands + BARRIERS_AT);
     const Weights w(weights, places, records, rows, tokens, halves, chunk);
     __shared__ Run run;
-    if (threadIdx.x == 0) run.find(w.split), prefetch(y);
+    if (threadIdx.x == 0) run.find(w.split, period), prefetch(y);
     if (threadIdx.x == WARP) barriers.init(), prefetch(x);
     __syncthreads();
-    cluster_arrive();
+    cluster_arrive_relaxed();  // `init` has made barriers visible
     if (warp < CONSUMERS) {
         if constexpr (DEALT) more_registers<CONSUMER_REGISTERS>();
         const Output out{&y, bias, rows, power_of_two(exponent)};
@@ -273,7 +275,8 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
     } else {
         if constexpr (DEALT) fewer_registers<DECODER_REGISTERS>();
         decode_strip(w, operands, barriers, warp - CONSUMERS, rank, run.begin, run.end);
+        __syncwarp();
+        cluster_arrive();
     }
-    __syncwarp();
-    cluster_sync();  // nobody leaves while others write to it
+    cluster_wait();  // nobody leaves while others write to it
 }

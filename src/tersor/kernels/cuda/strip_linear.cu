@@ -129,7 +129,7 @@ strip_linear(const u8* __restrict__ weights, const int* __restrict__ places, con
              const u16* __restrict__ bias, // [rows] bfloat16 or null
              float4* __restrict__ partial, // [blocks][QUADS], where tiles are cut
              u32* __restrict__ flags,      // [blocks][CONSUMERS], zero
-             int rows, int tokens, int halves, int chunk,
+             int rows, int tokens, int halves, int chunk, int period,
              int exponent) {               // sums are multiplied by 2^exponent
     extern __shared__ __align__(1024) u8 unaligned[];
     u8* shared = unaligned + (-shared_address(unaligned) & (STRIP_BYTES - 1));  // swizzle and patches go by addresses
@@ -138,7 +138,7 @@ strip_linear(const u8* __restrict__ weights, const int* __restrict__ places, con
     const Barriers barriers(base + BARRIERS_AT);
     const Weights w(weights, places, records, rows, tokens, halves, chunk);
     __shared__ Run run;
-    if (threadIdx.x == 0) run.find(w.split), prefetch(y);
+    if (threadIdx.x == 0) run.find(w.split, period), prefetch(y);
     if (threadIdx.x == WARP) barriers.init(), prefetch(x);
     __syncthreads();
     if (warp < CONSUMERS) {

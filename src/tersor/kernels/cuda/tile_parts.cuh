@@ -24,9 +24,10 @@ constexpr int PART_BYTES = WARP_QUADS * WARP * 16;      // of a warp
 struct Run {
     int cluster, begin, end, last_part;
 
-    __device__ __forceinline__ void find(const Split& split) {
-        cluster = (gridDim.x - 1 - blockIdx.x) / CLUSTER;
-        const int clusters = gridDim.x / CLUSTER;
+    // Of blocks as they are dispatched: kernels/tile/split.py, `Split.dispatched`.
+    __device__ __forceinline__ void find(const Split& split, int period) {
+        const int clusters = gridDim.x / CLUSTER, of_kind = clusters / period, place = blockIdx.x / CLUSTER;
+        cluster = (of_kind - 1 - place % of_kind) * period + period - 1 - place / of_kind;
         begin = split.begin(cluster, clusters);
         end = split.begin(cluster + 1, clusters);
         // The last one that begins before the tile's end; units are dealt out in chunks.

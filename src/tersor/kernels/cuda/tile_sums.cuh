@@ -57,10 +57,10 @@ struct Sums {
     // What remains to be done for sums that were handed over: they are on their way, and better waited for when there is other
     // work. Tell the owner that a `part` is there.
     __device__ __forceinline__ void settle_part(const Run& run, const Parts& parts, bool part) const { parts.left(run.cluster, part); }
-    // Until all of the staging has been read, or its second piece, which goes first.
+    // Until all of the staging has been read, or its first two pieces.
     __device__ __forceinline__ void settle_stores() const { stores_read<0>(); }
-    __device__ __forceinline__ void settle_second() const {
-        if constexpr (PIECES > 1) stores_read<1>();
+    __device__ __forceinline__ void settle_two() const {
+        if constexpr (PIECES > 1) stores_read<PIECES - 2>();
     }
 
 private:
@@ -141,21 +141,17 @@ private:
                     store_matrices_transposed(to + last * (8 * ROW_BYTES), alone.x, alone.y);
                 }
             }
-        }
-        shared_stores_done();
-        barrier_sync(2 + group, 4 * WARP);
-        if (threadIdx.x % (4 * WARP) == STORING) {
+            shared_stores_done();
+            barrier_sync(2 + group, 4 * WARP);
+            if (threadIdx.x % (4 * WARP) == STORING) {
 #pragma unroll
-            for (int m = 0; m < BLOCKS_OF_64; m++) {
-                const int block = group * BLOCKS_OF_64 + m;
-#pragma unroll
-                for (int n = 0; n < PIECES; n++) {  // the second first
-                    const int i = n < 2 && PIECES > 1 ? 1 - n : n;
+                for (int m = 0; m < BLOCKS_OF_64; m++) {
+                    const int block = group * BLOCKS_OF_64 + m;
                     tensor_store(*out.y, token_tile * TOKENS + piece_begin(i), row_tile * TALL + block * 64, staging.of(block, i));
-                    if (n == 0 || n + 1 == PIECES) tensor_stores_commit();
                 }
+                tensor_stores_commit();
             }
+            __syncwarp();
         }
-        __syncwarp();
     }
 };

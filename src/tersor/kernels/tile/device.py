@@ -116,7 +116,7 @@ def tile_linear(
         plan.launch, device, matrix.stages, matrix.places, matrix.records,
         tensor_map(pieces, plan.variant.copy_tokens, _HALF_COLS),
         tensor_map(y, plan.variant.stored_tokens, _HALF_COLS),
-        bias, partial, raised, geometry.rows, tokens, geometry.halves, split.chunk, exponent,
+        bias, partial, raised, geometry.rows, tokens, geometry.halves, split.chunk, split.period, exponent,
     )  # fmt: skip
     return y if width == geometry.rows else y.contiguous()
 

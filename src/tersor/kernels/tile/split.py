@@ -12,6 +12,7 @@ whole.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 
 from tersor.kernels.fused.layout import STAGE_COLS
 
@@ -34,6 +35,26 @@ class Split:
     units: int
     chunk: int
     clusters: int
+
+    @property
+    def period(self) -> int:
+        """Of how many kinds clusters are by where in a tile their runs begin, if runs are equal; else 1."""
+        chunks = self.units // self.chunk
+        if chunks % self.clusters:
+            return 1
+        of_tile = self.stages // self.chunk
+        return of_tile // gcd(of_tile, chunks // self.clusters)
+
+    def dispatched(self, place: int) -> int:
+        """The cluster that the blocks are which a GPU dispatches as the `place`-th.
+
+        The first find multiprocessors that the launch before has left already, so they can begin some microseconds
+        before the last. Of equal runs the first are those that end with a tile that others own, who have their parts the
+        sooner; and who waits for parts is never dispatched before those who have them.
+        """
+        of_kind = self.clusters // self.period
+        kind = self.period - 1 - place // of_kind
+        return (of_kind - 1 - place % of_kind) * self.period + kind
 
     def begin(self, cluster: int) -> int:
         """The first unit of a cluster's run; it ends where the next one's begins."""
@@ -66,6 +87,12 @@ class Split:
         return self.time(tile_tokens) * (_APART if apart else 1.0)
 
 
+def _clusters(chunks: int, places: int) -> int:
+    """As few as have equal runs no longer than those of as many as there is room for, or so many."""
+    fewest = -(-chunks // -(-chunks // places))
+    return fewest if chunks % fewest == 0 else min(chunks, places)
+
+
 def _joining(parts: int, tile_tokens: int) -> float:
     """The way of a tile's parts to the block that adds them, in units."""
     unit = _STEPS * max(_STEP_LEAST, _STEP_PER_TOKEN * tile_tokens)
@@ -78,6 +105,6 @@ def choose(rows: int, tokens: int, stages: int, tile_tokens: int, places: int, c
     units = -(-rows // TILE_ROWS) * token_tiles * stages
     chunks = (stages // parts for parts in range(1, stages + 1) if stages % parts == 0)
     splits = [
-        Split(stages, token_tiles, units, chunk, min(units // chunk, places)) for chunk in chunks
+        Split(stages, token_tiles, units, chunk, _clusters(units // chunk, places)) for chunk in chunks
     ]  # whole tiles first
     return min(splits, key=lambda split: split.cost(tokens, tile_tokens))
