@@ -10,6 +10,7 @@
 // TURNS warps decode a strip in turns, each every TURNS-th stage.
 #pragma once
 #include "cluster_rings.cuh"
+#include "tile_parts.cuh"
 
 // The records of a warp's segments: one in registers, and where the next one is.
 struct RecordFeed {
@@ -19,10 +20,7 @@ struct RecordFeed {
     RecordWords words;
     RowNotes notes;
 
-    __device__ __forceinline__ RecordFeed(const Weights& w, const Walk& from, int lane) : at(from) {
-        look(w);
-        ask(w, lane);
-    }
+    __device__ __forceinline__ RecordFeed(const Weights& w, const Walk& from) : at(from) { look(w); }
     // The next one, once this one has been taken.
     __device__ __forceinline__ void ask(const Weights& w, int lane) {
         record = w.records + (long long)next.x * ALIGN;
@@ -38,9 +36,12 @@ private:
     }
 };
 
-// Warp `decoder` of DECODERS in block `rank`.
-__device__ __forceinline__ void decode_strip(const Weights& w, u32 operands, const Barriers& b, int decoder, int rank, int begin,
-                                             int end) {
+// Warp `decoder` of DECODERS in block `rank`. It finds the run for itself, so that its first weights are under way when all
+// begin.
+__device__ __forceinline__ void decode_strip(const Weights& w, u32 operands, const Barriers& b, int decoder, int rank, int period) {
+    Run run;
+    run.find(w.split, period);
+    const int begin = run.begin, end = run.end;
     const int lane = thread_anew() % WARP, turn = decoder / OWN_STRIPS, first = decoder % OWN_STRIPS;
     const int own = rank * OWN_STRIPS + first;  // of the strips of a tile
     const Pieces pieces(lane);
@@ -49,8 +50,11 @@ __device__ __forceinline__ void decode_strip(const Weights& w, u32 operands, con
     walk.advance(w, turn);
     FarStage stage;
     const u8* stored = walk.stored(w);
+    RecordFeed records(w, walk);
     stage.ask(stored, lane, pieces.turned, walk.whole(w));
-    RecordFeed records(w, walk, lane);
+    __syncwarp();
+    all_begin();
+    records.ask(w, lane);
     __syncwarp();
     cluster_wait();  // no block writes to another before its barriers are there
     const u32 others_strips = address_of_rank(strips, rank ^ 1);

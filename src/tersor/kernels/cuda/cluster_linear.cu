@@ -263,18 +263,17 @@ cluster_linear(const u8* __restrict__ weights, const int* __restrict__ places, c
     const Barriers barriers(operands + BARRIERS_AT);
     const Weights w(weights, places, records, rows, tokens, halves, chunk);
     __shared__ Run run;
-    if (threadIdx.x == 0) run.find(w.split, period), prefetch(y);
-    if (threadIdx.x == WARP) barriers.init(), prefetch(x);
-    __syncthreads();
-    cluster_arrive_relaxed();  // `init` has made barriers visible
     if (warp < CONSUMERS) {
+        if (threadIdx.x == 0) run.find(w.split, period), prefetch(y);
+        if (threadIdx.x == WARP) barriers.init(), prefetch(x);
+        all_begin();
         if constexpr (DEALT) more_registers<CONSUMER_REGISTERS>();
         const Output out{&y, bias, rows, power_of_two(exponent)};
         const Parts parts{partial, flags};
         consume(w, out, x, parts, operands, barriers, rank, run, warp);
     } else {
         if constexpr (DEALT) fewer_registers<DECODER_REGISTERS>();
-        decode_strip(w, operands, barriers, warp - CONSUMERS, rank, run.begin, run.end);
+        decode_strip(w, operands, barriers, warp - CONSUMERS, rank, period);
         __syncwarp();
         cluster_arrive();
     }

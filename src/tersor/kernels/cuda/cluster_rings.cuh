@@ -20,6 +20,13 @@ static_assert(CLUSTER <= 2, "a block tells one other that it has its copies");
 constexpr int COPIED = (STRIPS - OWN_STRIPS) * STRIP_BYTES;                  // of a stage of weights
 static_assert(DECODERS == TURNS * OWN_STRIPS && TURNS <= A_SLOTS);
 
+// When the block's barriers and its run are there, by all of its warps; the others' barriers are by `cluster_wait`, as `init`
+// has made them visible.
+__device__ __forceinline__ void all_begin() {
+    barrier_sync(0, (CONSUMERS + DECODERS) * WARP);
+    cluster_arrive_relaxed();
+}
+
 struct Barriers {
     u32 a_full, a_empty, x_full, x_empty, landed;  // landed: [CONSUMERS]
     u32 copied;                                    // ends when the other block has all weights of a whole tile

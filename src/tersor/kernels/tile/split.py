@@ -22,8 +22,9 @@ TILE_ROWS = 128
 _STEPS, _STEP_PER_TOKEN, _STEP_LEAST = 2, 4, 400
 _FLAG, _BYTES_PER_CYCLE = 1500, 50
 # Clusters with whole tiles are at the same columns at the same time, and read the same activations. Of more bytes than
-# this, those that are elsewhere find little in an H200's L2 cache, and take so many times as long (measured: 1.1).
-_CACHED, _APART = 37 << 20, 1.1
+# these, those that are elsewhere find less in an H200's L2 cache, and take so many times as long (measured with 28 and
+# with 38 to 56 MiB).
+_APART = ((37 << 20, 1.1), (24 << 20, 1.04))
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,9 @@ class Split:
 
     def cost(self, tokens: int, tile_tokens: int) -> float:
         """`time`, and more where clusters read so many activations in different places."""
-        apart = self.cuts and 2 * tokens * self.stages * STAGE_COLS > _CACHED
-        return self.time(tile_tokens) * (_APART if apart else 1.0)
+        read = 2 * tokens * self.stages * STAGE_COLS
+        apart = next((times for most, times in _APART if read > most), 1.0) if self.cuts else 1.0
+        return self.time(tile_tokens) * apart
 
 
 def _clusters(chunks: int, places: int) -> int:
