@@ -36,6 +36,23 @@ private:
     }
 };
 
+constexpr int LINE = 128;  // of a cache, in bytes
+
+// Blocks that are dispatched first begin while the launch before ends; the last ones when it is over, and then everybody waits
+// for them. What their decoders need first are two trips to memory, one after the other. So the first ones bring it to L2:
+// warp `helper` of HELPERS that are idle, with a block of the same rank in mind.
+template <int HELPERS>
+__device__ __forceinline__ void help_later(const Weights& w, const Run& run, int helper, int rank) {
+    if (run.later < 0) return;
+    const int lane = thread_anew() % WARP;
+    for (int i = helper; i < OWN_STRIPS; i += HELPERS) {
+        const Walk at(w, run.later, rank * OWN_STRIPS + i);
+        const int first = __ldg(at.entry(w)), end = __ldg(at.entry(w) + 1);
+        if (lane * LINE < (at.whole(w) ? STAGE_BYTES : HALF_BYTES)) prefetch(at.stored(w) + lane * LINE);
+        if (lane * LINE < (end - first) * ALIGN) prefetch(w.records + (long long)first * ALIGN + lane * LINE);
+    }
+}
+
 // Warp `decoder` of DECODERS in block `rank`. It finds the run for itself, so that its first weights are under way when all
 // begin.
 __device__ __forceinline__ void decode_strip(const Weights& w, u32 operands, const Barriers& b, int decoder, int rank, int period) {

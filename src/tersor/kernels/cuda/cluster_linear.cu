@@ -12,6 +12,12 @@
 //
 // Where sums leave too little of an even share of registers, decoders, whole warpgroups of them, give some back before
 // they begin, and consumers wait for that.
+//
+// A step of 64 columns takes as long as shared memory does for it: 40 KB and 384 bytes a token, 16 KB more where there are two
+// instructions, at 128 bytes a cycle. Then comes power, which holds the GPU back and makes of every instruction time. So
+// consumers do for a warp as a whole whatever they can, in uniform registers. The compiler loses sight of that at the first number
+// by which a warp branches and that it has from a lane: `warp` is a parameter, and not threadIdx.x / WARP, for that reason, and
+// waiting for a slot is what all lanes do.
 #include "cluster_decode.cuh"
 #include "tile_sums.cuh"
 
@@ -26,6 +32,7 @@ constexpr int AHEAD = X_SLOTS - 1 - IN_TURNS;  // steps that are asked for when 
 // A tile's first stage asks for its second step's successor when both are under way, so both must have been asked for.
 static_assert(AHEAD >= 2);
 constexpr int PIECE_BYTES = STORED_TOKENS * ROW_BYTES;  // of a tile's sums on their way to y, for 64 rows
+// Two of these have room where one step's activations were.
 constexpr int X_SLOT_BYTES = PIECES > 1 && 2 * PIECE_BYTES > X_TILE_BYTES ? 2 * PIECE_BYTES : X_TILE_BYTES;
 constexpr int X_AT = A_SLOTS * A_BYTES, STAGING_AT = X_AT + X_SLOTS * X_SLOT_BYTES, BARRIERS_AT = STAGING_AT + STAGING_BYTES;
 
@@ -38,8 +45,7 @@ struct Parked {
     u32 slot, parity;
 };
 
-// Activations. A lane of a consuming warp asks for them: it has itself read the slot
-// that it fills again, and there is nobody else. It takes some hundred cycles, and twice that if this is not in registers.
+// Activations. A consuming warp asks for them: it has itself read the slot that it fills again, and there is nobody else.
 struct ActivationFeed {
     int left, col;  // steps of the run; of the row, columns
     int token;      // the first of this block's tile
@@ -132,6 +138,8 @@ __device__ __forceinline__ void consume(const Weights& w, const Output& out, con
         for (int i = 0; i < AHEAD; i++, feed.advance(w.split, 1))
             if (group == 0) feed.ask(x, operands_x, b);
         feed.advance(w.split, group);
+    } else if (warp % 4 > 0) {
+        help_later<CONSUMERS / 4 * 3>(w, run, warp / 4 * 3 + warp % 4 - 1, rank);
     }
     const auto bring = [&](int step) {
         if (brings_x && (!IN_TURNS || step == group)) feed.ask(x, operands_x, b), feed.advance(w.split, 1 + IN_TURNS);

@@ -38,8 +38,8 @@ struct Barriers {
     __device__ __forceinline__ void tell_copied(int rank) const {
         if constexpr (CLUSTER > 1) mbarrier_arrive_at(address_of_rank(copied, rank));
     }
-    // Where lane `lane` of CLUSTER tells one block that its weights have been read.
-    __device__ __forceinline__ u32 a_empty_of(int lane) const { return lane < CLUSTER ? address_of_rank(a_empty, lane) : 0; }
+    // Where lane `lane`, of the first CLUSTER, tells one block that its weights have been read.
+    __device__ __forceinline__ u32 a_empty_of(int lane) const { return address_of_rank(a_empty, lane % CLUSTER); }
     __device__ __forceinline__ void init() const {
         for (int i = 0; i < A_SLOTS; i++) mbarrier_init(a_full + i * 8, OWN_STRIPS);
         for (int i = 0; i < A_SLOTS; i++) mbarrier_init(a_empty + i * 8, CONSUMERS * CLUSTER);

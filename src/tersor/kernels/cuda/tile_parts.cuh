@@ -10,8 +10,8 @@
 //
 // Nobody waits in a circle: a cluster leaves its part first thing in its run, before it can wait for anybody, and waits
 // for others last thing. Nor does anybody wait for blocks that find no room because of those who wait. All of a launch find
-// room together on a GPU that is free; beside other kernels, owners wait for clusters of higher numbers, and these are given
-// to blocks of lower ones (`Run`), which every GPU so far dispatches earlier, although nobody promises it.
+// room together on a GPU that is free; beside other kernels, owners wait for clusters that have parts of their tiles, and these are
+// given to blocks of lower numbers (`Run::dispatched`), which every GPU so far dispatches earlier, although nobody promises it.
 #pragma once
 #include "mbarrier.cuh"
 #include "tile_work.cuh"
@@ -23,16 +23,23 @@ constexpr int PART_BYTES = WARP_QUADS * WARP * 16;      // of a warp
 // consumers have no registers for what they need seldom.
 struct Run {
     int cluster, begin, end, last_part;
+    int later;  // where another run begins, of blocks that are dispatched after most others; or less than 0
 
-    // Of blocks as they are dispatched: kernels/tile/split.py, `Split.dispatched`.
+    // Which is dispatched as the `place`-th: kernels/tile/split.py, `Split.dispatched`.
+    static __device__ __forceinline__ int dispatched(int place, int period) {
+        const int of_kind = gridDim.x / CLUSTER / period;
+        return (of_kind - 1 - place % of_kind) * period + period - 1 - place / of_kind;
+    }
     __device__ __forceinline__ void find(const Split& split, int period) {
-        const int clusters = gridDim.x / CLUSTER, of_kind = clusters / period, place = blockIdx.x / CLUSTER;
-        cluster = (of_kind - 1 - place % of_kind) * period + period - 1 - place / of_kind;
+        const int clusters = gridDim.x / CLUSTER;
+        cluster = dispatched(blockIdx.x / CLUSTER, period);
         begin = split.begin(cluster, clusters);
         end = split.begin(cluster + 1, clusters);
         // The last one that begins before the tile's end; units are dealt out in chunks.
         const int chunks = ceil_div(end, split.stages) * split.stages / split.chunk;
         last_part = ((u32)chunks * clusters - 1) / (u32)(split.units / split.chunk);
+        const int place = clusters - 1 - (int)blockIdx.x / CLUSTER;
+        later = 2 * place >= clusters ? split.begin(dispatched(place, period), clusters) : -1;
     }
 };
 

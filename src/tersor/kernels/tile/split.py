@@ -50,8 +50,8 @@ class Split:
         """The cluster that the blocks are which a GPU dispatches as the `place`-th.
 
         The first find multiprocessors that the launch before has left already, so they can begin some microseconds
-        before the last. Of equal runs the first are those that end with a tile that others own, who have their parts the
-        sooner; and who waits for parts is never dispatched before those who have them.
+        before the last. Of equal runs the first are those that end with a tile that others own, who have their parts
+        the sooner; and who waits for parts is never dispatched before those who have them.
         """
         of_kind = self.clusters // self.period
         kind = self.period - 1 - place // of_kind

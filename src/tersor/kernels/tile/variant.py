@@ -235,8 +235,8 @@ class ClusterVariant(Build):
 
     @property
     def _rings(self) -> int:
-        slot = self.tokens  # and room for two pieces of the sums, if they leave in pieces
-        if self.stored_tokens < slot:
+        slot = self.tokens
+        if self.stored_tokens < self.tokens:  # two pieces of the sums leave by way of it
             slot = max(slot, 2 * self.stored_tokens)
         operands = (self.a_slots * 2 * TILE_ROWS + self.x_slots * slot) * _HALF_BYTES
         return _MOST_GAP + operands + 8 * (2 * (self.a_slots + self.x_slots) + self.consumers + 1)
@@ -284,7 +284,7 @@ VARIANTS: dict[int, tuple[Build, ...]] = {
 LARGE = {32: VARIANTS[32][1]}
 _LARGE_FROM = 1 << 26  # weights
 # For more. Tiles of so many widths leave little empty whatever the number of tokens is; those of more than 256 tokens a
-# block are for a few more than 512, which would be two narrow ones; more than 336 would spill. Rings are as deep as
+# block are for a few more than 512, which would be two narrow ones; more than 336 have no room. Rings are as deep as
 # helps and has room. Registers where an even share spills: what is dealt out is all that the launch has.
 WIDE = (
     ClusterVariant(336, 2, 3, 3, registers=(200, 104)),
