@@ -40,8 +40,11 @@ __device__ __forceinline__ u32 descriptor(u32 address) { return 1u << 16 | addre
 #define TEXT_176 TEXT_160 ", %83, %84, %85, %86, %87, %88, %89, %90"
 #define TEXT_184 TEXT_176 ", %91, %92, %93, %94"
 #define TEXT_192 TEXT_176 ", %91, %92, %93, %94, %95, %96, %97, %98"
+#define TEXT_200 TEXT_192 ", %99, %100, %101, %102"
 #define TEXT_208 TEXT_192 ", %99, %100, %101, %102, %103, %104, %105, %106"
+#define TEXT_216 TEXT_208 ", %107, %108, %109, %110"
 #define TEXT_224 TEXT_208 ", %107, %108, %109, %110, %111, %112, %113, %114"
+#define TEXT_232 TEXT_224 ", %115, %116, %117, %118"
 #define TEXT_240 TEXT_224 ", %115, %116, %117, %118, %119, %120, %121, %122"
 #define TEXT_256 TEXT_240 ", %123, %124, %125, %126, %127, %128, %129, %130"
 #define SUMS_16 SUMS8(0)
@@ -60,8 +63,11 @@ __device__ __forceinline__ u32 descriptor(u32 address) { return 1u << 16 | addre
 #define SUMS_176 SUMS_160, SUMS8(80)
 #define SUMS_184 SUMS_176, SUMS4(88)
 #define SUMS_192 SUMS_176, SUMS8(88)
+#define SUMS_200 SUMS_192, SUMS4(96)
 #define SUMS_208 SUMS_192, SUMS8(96)
+#define SUMS_216 SUMS_208, SUMS4(104)
 #define SUMS_224 SUMS_208, SUMS8(104)
+#define SUMS_232 SUMS_224, SUMS4(112)
 #define SUMS_240 SUMS_224, SUMS8(112)
 #define SUMS_256 SUMS_240, SUMS8(120)
 #define WGMMA_OF(N)                                                                                                     \

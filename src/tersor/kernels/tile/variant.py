@@ -290,7 +290,7 @@ WIDE = (
     ClusterVariant(336, 2, 3, 3, registers=(200, 104)),
     *(ClusterVariant(tokens, 2, 3, 3, registers=(192, 120)) for tokens in (320, 304, 288, 272, 264)),
     ClusterVariant(256, 2, 3, 3),
-    *(ClusterVariant(tokens, 2, 3, 4) for tokens in (240, 224, 208)),
+    *(ClusterVariant(tokens, 2, 3, 4) for tokens in (240, 232, 224, 216, 208, 200)),
     *(ClusterVariant(tokens, 2, 3, 5, turns=2, registers=(144, 112)) for tokens in (192, 184, 176)),
     *(ClusterVariant(tokens, 2, 3, 6, turns=2) for tokens in (160, 144)),
     *(ClusterVariant(tokens, 2, 4, 5, turns=2) for tokens in (128, 112, 96, 80)),
