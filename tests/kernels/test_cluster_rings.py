@@ -77,6 +77,11 @@ class Cluster:
         self.x_readers = [[0] * self.x_slots for _ in self.blocks]
         self.staged: dict[tuple[int, int, int], int] = {}  # of the readers, by block, warpgroup and slot
         self.x_sums = [0 for _ in self.blocks]
+        # Pieces of a tile's sums, by block and warpgroup: whether each has been read, in the order of their stores.
+        self.stores: dict[tuple[int, int], list[bool]] = {
+            (r, g): [] for r in self.blocks for g in range(GROUPS)
+        }
+        self.converted = dict.fromkeys(self.stores, 0)  # warps that have come by
         self.quiet = [False for _ in self.blocks]
         self.copies: list[Callable[[], None]] = []  # under way
 
@@ -125,6 +130,7 @@ class Cluster:
 
     def consumer(self, rank: int, group: int, warp: int) -> Generator[Waiting]:
         brings = warp == 0 and (self.in_turns or group == 0)
+        stores = warp == WARPS - 1
         if brings and group == 0:
             for step in range(self.ahead):
                 yield from self.ask(rank, step)
@@ -146,6 +152,8 @@ class Cluster:
                     settles = k == 0 and number > 0
                     stored = settles and self.tiles[number - 1] == self.row
                     if n == 1 and stored and self.pieces > 1:
+                        if stores:
+                            yield from self.settle(rank, group, self.pieces - 2)
                         x_readers[(step - 2) % self.x_slots] -= 1  # sums have been stored from there
                         self.x_sums[rank] -= 1
                         x_empty[(step - 2) % self.x_slots].arrive()
@@ -162,7 +170,8 @@ class Cluster:
                             yield from self.ask(rank, asked)
                             asked += 1 + self.in_turns
                     if n == 1 and stored:
-                        yield lambda: True
+                        if stores:
+                            yield from self.settle(rank, group, 0)
                         self.leave(rank, group, stage, self.row)
                 stage += 1
             if (group, warp) == (1, 1) and stages == self.row and len(self.blocks) > 1:
@@ -175,6 +184,8 @@ class Cluster:
                 x_empty[last_x].arrive()
             if self.head_is_here[number] and stages == self.row:
                 yield from self.stage_sums(rank, group, number, stage)
+                if stores:
+                    self.store(rank, group, stage)
                 continue
             self.give_back(stage - 1)  # a part, or a head that waits for parts
             if self.held_stages > 1 and stages > 1:
@@ -209,6 +220,33 @@ class Cluster:
             assert self.x_readers[rank][slot] == self.x_sums[rank], "sums come where activations are read"
             self.x_readers[rank][slot] += 1
             self.x_sums[rank] += 1
+        self.converted[rank, group] += 1
+        here = self.converted[rank, group] + -self.converted[rank, group] % WARPS
+        yield lambda: self.converted[rank, group] >= here
+
+    def store(self, rank: int, group: int, stage: int) -> None:
+        """What reads the pieces of the sums, whenever it comes to it."""
+        done = self.stores[rank, group] = [False] * self.pieces
+        slot = (2 * stage - 1) % self.x_slots
+
+        def reads(piece: int, change: int) -> None:
+            if piece == 1:
+                self.x_readers[rank][slot] += change
+                self.x_sums[rank] += change
+            elif piece == 0 or self.held_stages > 1:
+                self.sums(rank, group, stage - 1 - piece // 2, change)
+
+        def read(piece: int) -> None:
+            done[piece] = True
+            reads(piece, -1)
+
+        for piece in range(self.pieces):
+            reads(piece, 1)
+            self.copies.append(partial(read, piece))
+
+    def settle(self, rank: int, group: int, but: int) -> Iterator[Waiting]:
+        """Until all pieces have been read, or all `but` the last so many."""
+        yield lambda: all(self.stores[rank, group][: self.pieces - but])
 
     def sums(self, rank: int, group: int, stage: int, change: int) -> None:
         self.staged[rank, group, stage % self.slots] = (

@@ -25,6 +25,14 @@ def test_split_gives_every_unit_to_one_cluster(
     assert runs.min() >= 1  # nobody is launched for nothing
     assert runs.max() - runs.min() <= split.chunk
     assert split.cuts or all(begin % stages == 0 for begin in begins)
+    chunks, most = split.units // split.chunk, min(split.units // split.chunk, places)
+    assert runs.max() == -(-chunks // most) * split.chunk  # no longer than with all there is room for
+    assert split.clusters == most or runs.min() == runs.max()
+    places_of = np.argsort([split.dispatched(place) for place in range(split.clusters)])
+    for owner in range(split.clusters):  # waits for those that begin in the tile in which it ends
+        tile_end = -(-begins[owner + 1] // stages) * stages
+        others = [c for c in range(owner + 1, split.clusters) if begins[c] < tile_end]
+        assert all(places_of[other] < places_of[owner] for other in others)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +131,8 @@ def test_tiles_are_cut_into_few_parts() -> None:
     assert (even.chunk, even.clusters, even.parts) == (14, 64, 2)
     assert choose(8192, 512, 16, 256, 66, 2).chunk == 16  # 64 whole tiles
     assert choose(128, 32, 64, 32, 132).parts > 8  # but one tile is for the whole GPU
+    assert choose(8192, 513, 224, 264, 66, 2).chunk == 224  # 28 MiB of activations are read together,
+    assert choose(8192, 400, 224, 208, 66, 2).cuts
     assert choose(8192, 1000, 56, 256, 66, 2).chunk == 56  # 55 MB of activations are read together,
     assert choose(1024, 1000, 56, 256, 66, 2).clusters > 48  # but not by a few blocks alone
 
