@@ -37,6 +37,7 @@ private:
 };
 
 constexpr int LINE = 128;  // of a cache, in bytes
+static_assert(STAGE_BYTES <= WARP * LINE);
 
 // Blocks that are dispatched first begin while the launch before ends; the last ones when it is over, and then everybody waits
 // for them. What their decoders need first are two trips to memory, one after the other. So the first ones bring it to L2:
@@ -69,12 +70,11 @@ __device__ __forceinline__ void decode_strip(const Weights& w, u32 operands, con
     const u8* stored = walk.stored(w);
     RecordFeed records(w, walk);
     stage.ask(stored, lane, pieces.turned, walk.whole(w));
-    __syncwarp();
     all_begin();
     records.ask(w, lane);
     __syncwarp();
     cluster_wait();  // no block writes to another before its barriers are there
-    const u32 others_strips = address_of_rank(strips, rank ^ 1);
+    const u32 others_strips = CLUSTER > 1 ? address_of_rank(strips, rank ^ 1) : 0;
     Turn<A_SLOTS> out(turn);
     Patches patches;
     int of_segment = 0;  // how many more stages have this record

@@ -24,7 +24,7 @@
 constexpr int THREADS = (CONSUMERS + DECODERS) * WARP;
 constexpr bool DEALT = CONSUMER_REGISTERS > 0;  // consumers have more registers than decoders
 static_assert(!DEALT || DECODERS % 4 == 0, "registers are given out to warpgroups");
-// Tiles of few tokens are multiplied in less time than it takes a lane to ask for activations. So there the warpgroups ask
+// Tiles of few tokens are multiplied in less time than it takes a warp to ask for activations. So there the warpgroups ask
 // in turns, and for a slot that the step before the last one gave back (or, at a tile's beginning, its sums).
 constexpr bool IN_TURNS = TURNS > 1;
 static_assert(!IN_TURNS || GROUPS == 2);
@@ -35,6 +35,8 @@ constexpr int PIECE_BYTES = STORED_TOKENS * ROW_BYTES;  // of a tile's sums on t
 // Two of these have room where one step's activations were.
 constexpr int X_SLOT_BYTES = PIECES > 1 && 2 * PIECE_BYTES > X_TILE_BYTES ? 2 * PIECE_BYTES : X_TILE_BYTES;
 constexpr int X_AT = A_SLOTS * A_BYTES, STAGING_AT = X_AT + X_SLOTS * X_SLOT_BYTES, BARRIERS_AT = STAGING_AT + STAGING_BYTES;
+// Rings begin at a multiple of STRIP_BYTES, dynamic shared memory at one of 1024.
+static_assert(STRIP_BYTES - 1024 + BARRIERS_AT + BARRIER_BYTES <= SHARED_BYTES, "kernels/tile/variant.py has less than is laid out");
 
 // What a consuming warp knows and needs seldom, in shared memory while sums need the registers. A tile of rows whose head is
 // elsewhere is -1 - itself.
@@ -122,7 +124,7 @@ struct ReadOperands {
     }
 };
 
-// Warpgroup `group`: known to be the same in all lanes, so that what it tells the tensor cores is reckoned once for a warp.
+// Warp `warp`: known to be the same in all lanes, so that what it tells the tensor cores is reckoned once for a warp.
 __device__ __forceinline__ void consume(const Weights& w, const Output& out, const TensorMap& x, const Parts& parts, u32 operands,
                                         const Barriers& b, int rank, const Run& run, int warp) {
     const int group = warp / 4;

@@ -23,10 +23,12 @@ static_assert(DECODERS == TURNS * OWN_STRIPS && TURNS <= A_SLOTS);
 // When the block's barriers and its run are there, by all of its warps; the others' barriers are by `cluster_wait`, as `init`
 // has made them visible.
 __device__ __forceinline__ void all_begin() {
+    __syncwarp();
     barrier_sync(0, (CONSUMERS + DECODERS) * WARP);
     cluster_arrive_relaxed();
 }
 
+constexpr int BARRIER_BYTES = 8 * (2 * (A_SLOTS + X_SLOTS) + CONSUMERS + 1);
 struct Barriers {
     u32 a_full, a_empty, x_full, x_empty, landed;  // landed: [CONSUMERS]
     u32 copied;                                    // ends when the other block has all weights of a whole tile

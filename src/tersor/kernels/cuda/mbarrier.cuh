@@ -11,7 +11,7 @@ constexpr u32 PATIENCE = 1u << 26;  // tries, seconds; a wait this long is an er
 __device__ __forceinline__ void mbarrier_init(u32 barrier, int arrivals) {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
 }
-// Makes initialised barriers visible to bulk copies.
+// Makes initialised barriers visible to bulk copies and, by a relaxed barrier of the cluster, to its other blocks.
 __device__ __forceinline__ void mbarrier_init_done() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
 __device__ __forceinline__ void mbarrier_arrive(u32 barrier) {
@@ -19,6 +19,13 @@ __device__ __forceinline__ void mbarrier_arrive(u32 barrier) {
 }
 __device__ __forceinline__ void mbarrier_arrive_expect(u32 barrier, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+// The same where `here`, without a branch.
+__device__ __forceinline__ void mbarrier_arrive_expect_if(bool here, u32 barrier, int bytes) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %0, 0;\n@p mbarrier.arrive.expect_tx.shared::cta.b64 _, [%1], %2;\n}" ::"r"(
+                     (u32)here),
+                 "r"(barrier), "r"(bytes)
+                 : "memory");
 }
 __device__ __forceinline__ bool mbarrier_ended(u32 barrier, u32 parity) {
     u32 ended;
@@ -30,13 +37,6 @@ __device__ __forceinline__ bool mbarrier_ended(u32 barrier, u32 parity) {
         : "r"(barrier), "r"(parity)
         : "memory");
     return ended;
-}
-// The same where `here`, without a branch.
-__device__ __forceinline__ void mbarrier_arrive_expect_if(bool here, u32 barrier, int bytes) {
-    asm volatile("{\n.reg .pred p;\nsetp.ne.u32 p, %0, 0;\n@p mbarrier.arrive.expect_tx.shared::cta.b64 _, [%1], %2;\n}" ::"r"(
-                     (u32)here),
-                 "r"(barrier), "r"(bytes)
-                 : "memory");
 }
 // Wait until the phase of this parity has ended. A try sleeps for a while before it fails.
 __device__ __forceinline__ void mbarrier_wait(u32 barrier, u32 parity) {

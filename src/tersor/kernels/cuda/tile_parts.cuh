@@ -38,8 +38,11 @@ struct Run {
         // The last one that begins before the tile's end; units are dealt out in chunks.
         const int chunks = ceil_div(end, split.stages) * split.stages / split.chunk;
         last_part = ((u32)chunks * clusters - 1) / (u32)(split.units / split.chunk);
-        const int place = clusters - 1 - (int)blockIdx.x / CLUSTER;
-        later = 2 * place >= clusters ? split.begin(dispatched(place, period), clusters) : -1;
+        later = -1;
+        if constexpr (CLUSTER > 1) {
+            const int place = clusters - 1 - (int)blockIdx.x / CLUSTER;
+            if (2 * place >= clusters) later = split.begin(dispatched(place, period), clusters);
+        }
     }
 };
 

@@ -57,7 +57,7 @@ struct Sums {
     // What remains to be done for sums that were handed over: they are on their way, and better waited for when there is other
     // work. Tell the owner that a `part` is there.
     __device__ __forceinline__ void settle_part(const Run& run, const Parts& parts, bool part) const { parts.left(run.cluster, part); }
-    // Until all of the staging has been read, or its first two pieces.
+    // Until all of the staging has been read, or its first two pieces, which may be all.
     __device__ __forceinline__ void settle_stores() const { stores_read<0>(); }
     __device__ __forceinline__ void settle_two() const {
         if constexpr (PIECES > 1) stores_read<PIECES - 2>();

@@ -43,15 +43,15 @@ class Split:
         chunks = self.units // self.chunk
         if chunks % self.clusters:
             return 1
-        of_tile = self.stages // self.chunk
+        of_tile = max(1, self.stages // self.chunk)
         return of_tile // gcd(of_tile, chunks // self.clusters)
 
     def dispatched(self, place: int) -> int:
         """The cluster that the blocks are which a GPU dispatches as the `place`-th.
 
         The first find multiprocessors that the launch before has left already, so they can begin some microseconds
-        before the last. Of equal runs the first are those that end with a tile that others own, who have their parts
-        the sooner; and who waits for parts is never dispatched before those who have them.
+        before the last. Of equal runs the first are those that end where a tile does: if they are shorter than it,
+        somebody waits for their parts. And who waits for parts is never dispatched before those who have them.
         """
         of_kind = self.clusters // self.period
         kind = self.period - 1 - place // of_kind
@@ -89,7 +89,7 @@ class Split:
         return self.time(tile_tokens) * apart
 
 
-def _clusters(chunks: int, places: int) -> int:
+def _fewest_clusters(chunks: int, places: int) -> int:
     """As few as have equal runs no longer than those of as many as there is room for, or so many."""
     fewest = -(-chunks // -(-chunks // places))
     return fewest if chunks % fewest == 0 else min(chunks, places)
@@ -107,6 +107,6 @@ def choose(rows: int, tokens: int, stages: int, tile_tokens: int, places: int, c
     units = -(-rows // TILE_ROWS) * token_tiles * stages
     chunks = (stages // parts for parts in range(1, stages + 1) if stages % parts == 0)
     splits = [
-        Split(stages, token_tiles, units, chunk, _clusters(units // chunk, places)) for chunk in chunks
+        Split(stages, token_tiles, units, chunk, _fewest_clusters(units // chunk, places)) for chunk in chunks
     ]  # whole tiles first
     return min(splits, key=lambda split: split.cost(tokens, tile_tokens))

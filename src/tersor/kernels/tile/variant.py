@@ -265,6 +265,7 @@ class ClusterVariant(Build):
             ("A_SLOTS", self.a_slots),
             ("X_SLOTS", self.x_slots),
             ("STAGING_BYTES", self._staging),
+            ("SHARED_BYTES", self.shared(geometry)),
             ("KEPT", self.kept),
             ("CONSUMER_REGISTERS", self.registers[0]),
             ("DECODER_REGISTERS", self.registers[1]),
