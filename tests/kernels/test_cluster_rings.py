@@ -63,6 +63,8 @@ class Cluster:
         self.ahead = build.x_slots - 1 - self.in_turns
         self.blocks, self.slots, self.x_slots = range(build.cluster), build.a_slots, build.x_slots
         self.own = STRIPS // build.cluster
+        self.halves = 1 + build.apart  # of a copied stage
+        self.come: dict[tuple[int, int, int], int] = {}  # of them, by block, slot and strip
         self.full = [[Barrier(self.own) for _ in range(self.slots)] for _ in self.blocks]
         self.empty = [[Barrier(CONSUMERS * build.cluster) for _ in range(self.slots)] for _ in self.blocks]
         self.x_full = [[Barrier(1) for _ in range(self.x_slots)] for _ in self.blocks]
@@ -89,23 +91,38 @@ class Cluster:
         assert not self.quiet[rank] and not self.readers[rank][slot][strip]
         self.held[rank][slot][strip] = stage
 
-    def copy(self, rank: int, other: int, slot: int, strip: int, stage: int) -> None:
+    def copy(self, rank: int, slot: int, strip: int, stage: int) -> None:
         assert self.held[rank][slot][strip] == stage and not self.quiet[rank]  # its source is still there
         self.readers[rank][slot][strip] -= 1
-        self.write(other, slot, strip, stage)
-        self.full[other][slot].copied(BYTES)
+        other = rank ^ 1
+        assert not self.quiet[other] and not self.readers[other][slot][strip], "written while it is read"
+        self.come[other, slot, strip] = self.come.get((other, slot, strip), 0) + 1
+        if self.come[other, slot, strip] % self.halves == 0:
+            self.write(other, slot, strip, stage)
+        self.full[other][slot].copied(BYTES // self.halves)
+
+    def send(self, rank: int, strip: int, stage: int, half: int) -> None:
+        if len(self.blocks) > 1 and half < self.halves:
+            slot = stage % self.slots
+            self.readers[rank][slot][strip] += 1
+            self.copies.append(partial(self.copy, rank, slot, strip, stage))
 
     def decoder(self, rank: int, number: int) -> Generator[Waiting]:
         turn, first = divmod(number, self.own)
         strip = rank * self.own + first
+        owed = None
         for stage in range(turn, self.stages, self.build.turns):
+            if owed is not None:
+                self.send(rank, strip, owed, 1)
             slot, parity = stage % self.slots, stage // self.slots % 2
             yield partial(self.empty[rank][slot].ended, parity ^ 1)
             self.write(rank, slot, strip, stage)
             self.full[rank][slot].arrive((STRIPS - self.own) * BYTES if first == 0 else 0)
-            for lane in range(self.build.cluster - 1):
-                self.readers[rank][slot][strip] += 1
-                self.copies.append(partial(self.copy, rank, lane + (lane >= rank), slot, strip, stage))
+            self.send(rank, strip, stage, 0)
+            owed = stage
+            yield lambda: True  # the next one is decoded
+        if owed is not None:
+            self.send(rank, strip, owed, 1)
 
     def ask(self, rank: int, step: int) -> Iterator[Waiting]:
         if step >= self.steps:
@@ -304,7 +321,7 @@ def staging(build: ClusterVariant) -> int:
 
 
 DISTINCT = {  # those that differ in more than their width
-    (b.cluster, b.a_slots, b.x_slots, b.turns, -(-b.tokens // b.stored_tokens), staging(b) > 0): b
+    (b.cluster, b.a_slots, b.x_slots, b.turns, b.apart, -(-b.tokens // b.stored_tokens), staging(b) > 0): b
     for b in (*WIDE, *(b for own in VARIANTS.values() for b in own))
     if isinstance(b, ClusterVariant)
 }

@@ -37,7 +37,13 @@ private:
 };
 
 constexpr int LINE = 128;  // of a cache, in bytes
-static_assert(STAGE_BYTES <= WARP * LINE);
+static_assert(STAGE_BYTES + LINE <= WARP * LINE);  // wherever in a line it begins
+
+// The line of `bytes` from `begin` on that is this lane's, to L2.
+__device__ __forceinline__ void prefetch_line(const u8* begin, int bytes, int lane) {
+    const u8* line = begin - (u64)begin % LINE + lane * LINE;
+    if (line < begin + bytes) prefetch(line);
+}
 
 // Blocks that are dispatched first begin while the launch before ends; the last ones when it is over, and then everybody waits
 // for them. What their decoders need first are two trips to memory, one after the other. So the first ones bring it to L2:
@@ -49,10 +55,36 @@ __device__ __forceinline__ void help_later(const Weights& w, const Run& run, int
     for (int i = helper; i < OWN_STRIPS; i += HELPERS) {
         const Walk at(w, run.later, rank * OWN_STRIPS + i);
         const int first = __ldg(at.entry(w)), end = __ldg(at.entry(w) + 1);
-        if (lane * LINE < (at.whole(w) ? STAGE_BYTES : HALF_BYTES)) prefetch(at.stored(w) + lane * LINE);
-        if (lane * LINE < (end - first) * ALIGN) prefetch(w.records + (long long)first * ALIGN + lane * LINE);
+        prefetch_line(at.stored(w), at.whole(w) ? STAGE_BYTES : HALF_BYTES, lane);
+        prefetch_line(w.records + (long long)first * ALIGN, (end - first) * ALIGN, lane);
     }
 }
+
+// Copies to the other block of what is decoded here: of all of a strip's stage at once or, where they are APART, of its first
+// eight rows, and of the other eight when the next stage has been decoded. In one burst they cost tiles of 200 tokens and more
+// up to 4 per cent (dev/LOG.md).
+struct Copies {
+    static constexpr int HALVES = 1 + APART, BYTES = STRIP_BYTES / HALVES;
+    u32 here, there;     // the strip's rows of the first slot, in this block and in the other
+    u32 full;            // the first slot's barrier, of the other block
+    u32 owed = A_SLOTS;  // the slot whose second half has not been sent; or none
+
+    __device__ __forceinline__ Copies(u32 strips, int rank, const Barriers& b)
+        : here(strips), there(CLUSTER > 1 ? address_of_rank(strips, rank ^ 1) : 0), full(b.a_full + (there - here)) {}
+    __device__ __forceinline__ void begin(u32 slot, bool leads) {
+        send(slot, 0, leads);
+        owed = slot;
+    }
+    __device__ __forceinline__ void settle(bool leads) const {
+        if constexpr (APART) send(owed, 1, leads && owed < A_SLOTS);
+    }
+
+private:
+    __device__ __forceinline__ void send(u32 slot, int half, bool so) const {
+        const u32 at = slot * A_BYTES + half * BYTES;
+        if constexpr (CLUSTER > 1) bulk_copy_at_if(so, there + at, here + at, BYTES, full + slot * 8);
+    }
+};
 
 // Warp `decoder` of DECODERS in block `rank`. It finds the run for itself, so that its first weights are under way when all
 // begin.
@@ -74,7 +106,7 @@ __device__ __forceinline__ void decode_strip(const Weights& w, u32 operands, con
     records.ask(w, lane);
     __syncwarp();
     cluster_wait();  // no block writes to another before its barriers are there
-    const u32 others_strips = CLUSTER > 1 ? address_of_rank(strips, rank ^ 1) : 0;
+    Copies copies(strips, rank, b);
     Turn<A_SLOTS> out(turn);
     Patches patches;
     int of_segment = 0;  // how many more stages have this record
@@ -94,6 +126,10 @@ __device__ __forceinline__ void decode_strip(const Weights& w, u32 operands, con
             stage.half_bf16(a[1], 1);
         else
             zero(a[1]);
+        if constexpr (APART) {
+            keep(a[1]);  // decoded until here, not when it is stored
+            copies.settle(lane == 0);
+        }
         const int of_its_segment = walk.stage % SEGMENT_STAGES;
         stored += TURNS * STAGE_BYTES;
         if (walk.advance(w, TURNS)) stored = walk.stored(w);
@@ -110,8 +146,8 @@ __device__ __forceinline__ void decode_strip(const Weights& w, u32 operands, con
         __syncwarp();
         if (lane == 0 && first == 0) mbarrier_arrive_expect(full, COPIED);
         if (lane == 0 && first != 0) mbarrier_arrive(full);
-        if (CLUSTER > 1)
-            bulk_copy_at_if(lane == 0, others_strips + out.number * A_BYTES, rows, STRIP_BYTES, others_strips + (full - strips));
+        copies.begin(out.number, lane == 0);
         out.advance(TURNS);
     }
+    copies.settle(lane == 0);
 }

@@ -135,6 +135,13 @@ struct Pieces {
     }
 };
 
+// They are reckoned here, whatever the compiler would rather do.
+__device__ __forceinline__ void keep(u32 (&a)[4][4]) {
+#pragma unroll
+    for (u32(&step)[4] : a)
+#pragma unroll
+        for (u32& pair : step) asm volatile("" : "+r"(pair));
+}
 __device__ __forceinline__ void zero(u32 (&a)[4][4]) {
 #pragma unroll
     for (u32(&step)[4] : a)

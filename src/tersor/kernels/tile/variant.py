@@ -202,6 +202,7 @@ class ClusterVariant(Build):
 
     `a_slots`: stages of weights; `x_slots`: operand tiles of 64 columns of activations. `turns`: decoders of a strip.
     `registers`: of a consumer and of a decoder, where sums leave too little of an even share; else zeros.
+    `apart`: decoded stages are copied to the other block by halves, the second one later.
     """
 
     tokens: int
@@ -210,6 +211,7 @@ class ClusterVariant(Build):
     x_slots: int
     turns: int = 1
     registers: tuple[int, int] = (0, 0)
+    apart: bool = False
     kept: int = 4
     groups: int = field(default=2, init=False, repr=False)
     blocks_per_sm: int = field(default=1, init=False, repr=False)
@@ -269,6 +271,7 @@ class ClusterVariant(Build):
             ("KEPT", self.kept),
             ("CONSUMER_REGISTERS", self.registers[0]),
             ("DECODER_REGISTERS", self.registers[1]),
+            ("APART", int(self.apart)),
         )
         return Program(
             "cluster_linear.cu", "cluster_linear", (*self.common(geometry), *own), hopper_only=True
@@ -288,10 +291,13 @@ _LARGE_FROM = 1 << 26  # weights
 # block are for a few more than 512, which would be two narrow ones; more than 336 have no room. Rings are as deep as
 # helps and has room. Registers where an even share spills: what is dealt out is all that the launch has.
 WIDE = (
-    ClusterVariant(336, 2, 3, 3, registers=(200, 104)),
-    *(ClusterVariant(tokens, 2, 3, 3, registers=(192, 120)) for tokens in (320, 304, 288, 272, 264)),
+    ClusterVariant(336, 2, 3, 3, registers=(200, 104), apart=True),
+    *(
+        ClusterVariant(tokens, 2, 3, 3, registers=(192, 120), apart=True)
+        for tokens in (320, 304, 288, 272, 264)
+    ),
     ClusterVariant(256, 2, 3, 3),
-    *(ClusterVariant(tokens, 2, 3, 4) for tokens in (240, 232, 224, 216, 208, 200)),
+    *(ClusterVariant(tokens, 2, 4, 3, apart=True) for tokens in (240, 232, 224, 216, 208, 200)),
     *(ClusterVariant(tokens, 2, 3, 5, turns=2, registers=(144, 112)) for tokens in (192, 184, 176)),
     *(ClusterVariant(tokens, 2, 3, 6, turns=2) for tokens in (160, 144)),
     *(ClusterVariant(tokens, 2, 4, 5, turns=2) for tokens in (128, 112, 96, 80)),
