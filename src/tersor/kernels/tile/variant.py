@@ -289,7 +289,8 @@ LARGE = {32: VARIANTS[32][1]}
 _LARGE_FROM = 1 << 26  # weights
 # For more. Tiles of so many widths leave little empty whatever the number of tokens is; those of more than 256 tokens a
 # block are for a few more than 512, which would be two narrow ones; more than 336 have no room. Rings are as deep as
-# helps and has room. Registers where an even share spills: what is dealt out is all that the launch has.
+# helps and has room: with copies apart, a fourth stage of weights rather than more activations, but 184 and 192 tokens
+# have no room for four of both. Registers where an even share spills: what is dealt out is all that the launch has.
 WIDE = (
     ClusterVariant(336, 2, 3, 3, registers=(200, 104), apart=True),
     *(
@@ -298,7 +299,8 @@ WIDE = (
     ),
     ClusterVariant(256, 2, 3, 3),
     *(ClusterVariant(tokens, 2, 4, 3, apart=True) for tokens in (240, 232, 224, 216, 208, 200)),
-    *(ClusterVariant(tokens, 2, 3, 5, turns=2, registers=(144, 112)) for tokens in (192, 184, 176)),
+    *(ClusterVariant(tokens, 2, 3, 5, turns=2, registers=(144, 112)) for tokens in (192, 184)),
+    ClusterVariant(176, 2, 4, 4, turns=2, registers=(144, 112), apart=True),
     *(ClusterVariant(tokens, 2, 3, 6, turns=2) for tokens in (160, 144)),
     *(ClusterVariant(tokens, 2, 4, 5, turns=2) for tokens in (128, 112, 96, 80)),
 )
