@@ -88,8 +88,8 @@ def products(tokens: Sequence[int]) -> list[dict[str, object]]:
             print(f"{size:34}" + "".join(f"{p.ratio:9.2f}" for p in row), flush=True)
             print(f"{'  ours, us':34}" + "".join(f"{p.ours * 1e6:9.1f}" for p in row), flush=True)
             print(f"{'  cuBLAS, us':34}" + "".join(f"{p.cublas * 1e6:9.1f}" for p in row), flush=True)
-            theirs = [p.cublas / p.tinygemm if p.tinygemm else 0.0 for p in row]
-            print(f"{'  torch int4 g64, no outliers':34}" + "".join(f"{t:9.2f}" for t in theirs), flush=True)
+            theirs = [f"{p.cublas / p.tinygemm:.2f}" if p.tinygemm else "-" for p in row]
+            print(f"{'  torch int4 g64, no outliers':34}" + "".join(f"{t:>9}" for t in theirs), flush=True)
         means = [geometric_mean([p.ratio for p in results[first:] if p.tokens == m]) for m in own]
         print(f"{'geometric mean':34}" + "".join(f"{mean:9.3f}" for mean in means), flush=True)
     return [asdict(p) for p in results]
