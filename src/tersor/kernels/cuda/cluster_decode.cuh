@@ -128,7 +128,7 @@ __device__ __forceinline__ void decode_strip(const Weights& w, u32 operands, con
             zero(a[1]);
         if constexpr (APART) {
             keep(a[1]);  // decoded until here, not when it is stored
-            copies.settle(lane == 0);
+            copies.settle(lane == 0);  // before a slot is waited for, which may be free only when they have come
         }
         const int of_its_segment = walk.stage % SEGMENT_STAGES;
         stored += TURNS * STAGE_BYTES;
