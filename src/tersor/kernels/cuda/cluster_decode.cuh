@@ -61,7 +61,7 @@ __device__ __forceinline__ void help_later(const Weights& w, const Run& run, int
 }
 
 // Copies to the other block of what is decoded here: of all of a strip's stage at once or, where they are APART, of its first
-// eight rows, and of the other eight when the next stage has been decoded. In one burst they cost tiles of 200 tokens and more
+// eight rows, and of the other eight when the next stage has been decoded. In one burst they cost tiles of 176 tokens and more
 // up to 4 per cent (dev/LOG.md).
 struct Copies {
     static constexpr int HALVES = 1 + APART, BYTES = STRIP_BYTES / HALVES;
